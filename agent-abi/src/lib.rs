@@ -1,0 +1,162 @@
+//! Records shared by the kernel half (`agent-ebpf`) and the user half (`agent`).
+//!
+//! Everything here is plain memory with a fixed layout, read by user space through a mapping while
+//! the kernel half writes it. Sizes are asserted below. No record has room for register contents:
+//! a slot holds counts, the scheduler's books and a keyed digest that only tells "changed or not".
+#![no_std]
+
+/// Index of a slot in the slot table. Slot 0 is never given to a thread.
+pub type SlotIndex = u32;
+
+/// What the agent calls a tenant inside the kernel half; 0 means "none assigned yet".
+pub type TenantIndex = u32;
+
+/// Put into `Slot::tenant` by the agent when the thread left its tenant: the kernel half then ends the slot
+/// at the thread's next switch.
+pub const TENANT_GONE: TenantIndex = u32::MAX;
+
+/// The slot belongs to a thread now.
+pub const FLAG_LIVE: u32 = 1 << 0;
+/// The thread has died, or left its tenant; the figures are final and the slot waits to be handed back.
+pub const FLAG_ENDED: u32 = 1 << 1;
+/// The thread was seen with a guest's registers (`fpstate.is_guest`): it is a vCPU.
+pub const FLAG_VCPU: u32 = 1 << 2;
+/// The guest's registers are encrypted (`fpstate.is_confidential`): sensors on registers are unsupported for it.
+pub const FLAG_CONFIDENTIAL: u32 = 1 << 3;
+
+/// One watched thread. Written by the kernel half alone (on the CPU that switches the thread), except
+/// `tenant`, which the agent sets (for a vCPU the kernel half found by itself; when a thread changes tenants), and the whole slot
+/// before the agent makes it known to the kernel half.
+///
+/// Counters are absolute, as in the scheduler's books; windows are differences made by the reader, the first
+/// one against the `base_…` fields: what the thread had used before it was watched (0 if watched from birth).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Slot {
+    /// Thread id in the initial pid namespace.
+    pub tid: u32,
+    /// Thread group id in the initial pid namespace.
+    pub tgid: u32,
+    /// `FLAG_…` bits.
+    pub flags: u32,
+    /// The tenant it counts for.
+    pub tenant: TenantIndex,
+    /// `task_struct.start_boottime`, ns: with `tid` it names a thread for good.
+    pub start_boottime_ns: u64,
+
+    // cpu
+    /// `se.sum_exec_runtime` as of the last switch-out, ns.
+    pub on_cpu_ns: u64,
+    /// `task_struct.gtime` as of the last switch-out, ns: the part spent inside a guest.
+    pub guest_ns: u64,
+    /// `sched_info.run_delay` as of the last switch-out, ns: waited runnable for a CPU.
+    pub run_queue_wait_ns: u64,
+    /// `task_struct.nvcsw` as of the last switch-out.
+    pub voluntary_switches: u64,
+    /// `task_struct.nivcsw` as of the last switch-out.
+    pub involuntary_switches: u64,
+    /// CLOCK_MONOTONIC at the last switch-in, ns; 0 while not running.
+    pub running_since_ns: u64,
+    /// CPU of the last switch-in.
+    pub cpu: u32,
+    /// Switch-ins seen.
+    pub switch_ins: u32,
+
+    /// `on_cpu_ns` before watching began.
+    pub base_on_cpu_ns: u64,
+    /// `guest_ns` before watching began.
+    pub base_guest_ns: u64,
+    /// `run_queue_wait_ns` before watching began.
+    pub base_run_queue_wait_ns: u64,
+    /// `voluntary_switches` before watching began.
+    pub base_voluntary_switches: u64,
+    /// `involuntary_switches` before watching began.
+    pub base_involuntary_switches: u64,
+
+    // fp_rounding and register_randomness
+    /// CLOCK_MONOTONIC before which no further sample is taken, ns.
+    pub next_sample_ns: u64,
+    /// Looks at the registers, whether they had changed or not.
+    pub looks: u64,
+    /// Samples (registers changed since the previous look) by MXCSR rounding mode.
+    pub modes: [u64; 4],
+    /// Of those, with at least 8 of 16 vector registers random and changed, by rounding mode.
+    pub random: [u64; 4],
+    /// Keyed digest per vector register; see `agent-ebpf/src/registers.rs`.
+    pub digests: [u16; 16],
+    /// MXCSR of the last look.
+    pub last_mxcsr: u32,
+    /// 1 once `digests` and `last_mxcsr` hold a first look.
+    pub looked: u32,
+}
+
+const _: () = assert!(size_of::<Slot>() == 240);
+const _: () = assert!(align_of::<Slot>() == 8);
+
+/// Offsets into kernel structures, resolved from the running kernel's BTF when the programs are loaded.
+/// All in bytes. Handed over as one `.rodata` global.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Offsets {
+    /// `task_struct.pid`.
+    pub task_pid: u32,
+    /// `task_struct.tgid`.
+    pub task_tgid: u32,
+    /// `task_struct.flags`.
+    pub task_flags: u32,
+    /// `task_struct.__state`.
+    pub task_state: u32,
+    /// `task_struct.start_boottime`.
+    pub task_start_boottime: u32,
+    /// `task_struct.se.sum_exec_runtime`.
+    pub task_sum_exec_runtime: u32,
+    /// `task_struct.gtime`.
+    pub task_gtime: u32,
+    /// `task_struct.sched_info.run_delay`.
+    pub task_run_delay: u32,
+    /// `task_struct.nvcsw`.
+    pub task_nvcsw: u32,
+    /// `task_struct.nivcsw`.
+    pub task_nivcsw: u32,
+    /// `task_struct.preempt_notifiers.first`; only vCPU threads inside `vcpu_load` have one.
+    pub task_preempt_notifiers_first: u32,
+    /// From the start of `task_struct` to its `fpstate` pointer (both layouts, before and after 6.16).
+    pub task_fpstate: u32,
+    /// `fpstate.regs`.
+    pub fpstate_regs: u32,
+    /// Byte of `fpstate` that holds the bit field `is_guest`.
+    pub fpstate_flags: u32,
+    /// Mask of `is_guest` in that byte.
+    pub fpstate_is_guest: u32,
+    /// Mask of `is_confidential` in that byte.
+    pub fpstate_is_confidential: u32,
+}
+
+/// What the agent tells the kernel half at load, as one `.rodata` global.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// Secret of this load, the key of the change digests.
+    pub digest_key: [u64; 2],
+    /// Least time between two looks at one thread's registers, ns.
+    pub sample_interval_ns: u64,
+    /// 1 if the CPU writes an XSAVE header (`xfeatures`); without XSAVE it must be ignored.
+    pub has_xsave: u32,
+    /// 1 if vCPU threads are to be found by themselves.
+    pub find_vcpus: u32,
+}
+
+/// Counters of the kernel half, in the per-CPU array map `COUNTERS`.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Counter {
+    /// A thread could not be watched because no slot was free.
+    NoFreeSlot = 0,
+    /// A kernel read failed.
+    ReadFailed = 1,
+    /// A thread could not be entered into the thread table.
+    TableFull = 2,
+}
+
+/// How many counters there are.
+pub const COUNTERS: u32 = 3;

@@ -1,0 +1,62 @@
+//! The kernel half of the agent: one program at every switch of the scheduler, one at every fork.
+//!
+//! - `sched_switch` (`tp_btf/sched_switch`): the thread that leaves has its books copied into its slot
+//!   ([`sensor::cpu`]); the thread that enters is looked up, and its registers, saved when it last left,
+//!   are looked at ([`sensor::fp_rounding`], [`sensor::register_randomness`]).
+//! - `sched_process_fork` (`tp_btf/sched_process_fork`): a child of a watched thread is watched from birth.
+//!
+//! Work per event is constant: no loops over tasks, nothing allocated, one hash lookup for the thread that
+//! enters, none for the one that leaves (it is the one that entered), nothing for the idle task.
+//! Needs a kernel of 5.18 or newer with BTF. Register contents never leave `registers.rs`.
+#![no_std]
+#![no_main]
+
+mod maps;
+mod offsets;
+mod registers;
+mod sensor;
+mod task;
+mod thread;
+
+use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
+
+use crate::task::Task;
+
+/// `TP_PROTO(bool preempt, struct task_struct *prev, struct task_struct *next, unsigned int prev_state)`,
+/// include/trace/events/sched.h.
+#[btf_tracepoint(function = "sched_switch")]
+pub fn sched_switch(ctx: BtfTracePointContext) -> i32 {
+    // SAFETY: the arguments' types are those of the tracepoint's prototype.
+    let (prev, next) = unsafe { (Task::new(ctx.arg(1)), Task::new(ctx.arg(2))) };
+    let Some(current) = maps::current() else {
+        return 0;
+    };
+    // SAFETY: `current` points into this CPU's own element; programs on one CPU do not preempt each other here.
+    unsafe {
+        thread::leave(prev, *current);
+        *current = thread::enter(next);
+    }
+    0
+}
+
+/// `TP_PROTO(struct task_struct *parent, struct task_struct *child)`, include/trace/events/sched.h.
+/// Fired by `kernel_clone` before the child is woken: it has not run yet.
+#[btf_tracepoint(function = "sched_process_fork")]
+pub fn sched_process_fork(ctx: BtfTracePointContext) -> i32 {
+    // SAFETY: the arguments' types are those of the tracepoint's prototype.
+    let (parent, child) = unsafe { (Task::new(ctx.arg(0)), Task::new(ctx.arg(1))) };
+    thread::born(parent, child);
+    0
+}
+
+#[cfg(not(test))]
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    // No path may lead here: the verifier would refuse the endless loop.
+    loop {}
+}
+
+// The kernel compares this string (`license_is_gpl_compatible`, include/linux/license.h).
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

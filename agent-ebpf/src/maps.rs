@@ -1,0 +1,97 @@
+//! The maps of the kernel half, and the only ways to reach them.
+//!
+//! | map | what |
+//! |---|---|
+//! | `SLOTS` | one [`Slot`] per watched thread; mapped by the agent, which reads it without a system call |
+//! | `THREADS` | thread id → slot |
+//! | `FREE` | slots that no thread has; the agent fills it and hands ended slots back |
+//! | `CURRENT` | per CPU: slot of the thread that runs there, 0 if it is not watched |
+//! | `COUNTERS` | per CPU: what went wrong, by [`Counter`] |
+//!
+//! `max_entries` of the first three are set by the agent at load. None has room for register contents.
+
+use aya_ebpf::{
+    bindings::{BPF_F_MMAPABLE, BPF_NOEXIST},
+    macros::map,
+    maps::{Array, HashMap, PerCpuArray, Queue},
+};
+use davy_abi::{COUNTERS as COUNTERS_LEN, Counter, Slot, SlotIndex};
+
+#[map]
+static SLOTS: Array<Slot> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+#[map]
+static THREADS: HashMap<u32, SlotIndex> = HashMap::with_max_entries(1, 0);
+
+#[map]
+static FREE: Queue<SlotIndex> = Queue::with_max_entries(1, 0);
+
+#[map]
+static CURRENT: PerCpuArray<SlotIndex> = PerCpuArray::with_max_entries(1, 0);
+
+#[map]
+static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(COUNTERS_LEN, 0);
+
+/// This CPU's element of `CURRENT`.
+#[inline(always)]
+pub fn current() -> Option<*mut SlotIndex> {
+    CURRENT.get_ptr_mut(0)
+}
+
+/// The slot of that index; `None` past the table's end.
+#[inline(always)]
+pub fn slot(index: SlotIndex) -> Option<*mut Slot> {
+    SLOTS.get_ptr_mut(index)
+}
+
+/// The slot a thread has, 0 if it is not watched.
+#[inline(always)]
+pub fn slot_of(tid: u32) -> SlotIndex {
+    // SAFETY: the value is a plain u32; a concurrent removal can at worst hand out a stale index, which
+    // every user checks against the slot's `tid`.
+    unsafe { THREADS.get(&tid) }.copied().unwrap_or(0)
+}
+
+/// Takes a free slot and enters the thread; 0 (and counted) if there is none or the table is full.
+/// The slot must be filled by `fill` before it can be found.
+#[inline(always)]
+pub fn give_slot(tid: u32, fill: impl FnOnce(*mut Slot)) -> SlotIndex {
+    let Ok(Some(index)) = FREE.pop() else {
+        count(Counter::NoFreeSlot);
+        return 0;
+    };
+    let Some(slot) = slot(index) else {
+        return 0;
+    };
+    fill(slot);
+    if THREADS
+        .insert(&tid, &index, u64::from(BPF_NOEXIST))
+        .is_err()
+    {
+        // Either the agent was faster, and the thread has a slot, or the table is full.
+        // SAFETY: nobody else knows this slot.
+        unsafe { (*slot).flags = 0 };
+        let _ = FREE.push(&index, 0);
+        let other = slot_of(tid);
+        if other == 0 {
+            count(Counter::TableFull);
+        }
+        return other;
+    }
+    index
+}
+
+/// Forgets a thread. Its slot is handed back by the agent, once the last figures were read.
+#[inline(always)]
+pub fn forget(tid: u32) {
+    let _ = THREADS.remove(&tid);
+}
+
+/// Adds one to a counter.
+#[inline(always)]
+pub fn count(counter: Counter) {
+    if let Some(value) = COUNTERS.get_ptr_mut(counter as u32) {
+        // SAFETY: points into this CPU's own element.
+        unsafe { *value += 1 };
+    }
+}

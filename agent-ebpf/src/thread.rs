@@ -1,0 +1,116 @@
+//! A watched thread's way through the kernel half: born or found, entering, leaving, dead.
+
+use aya_ebpf::helpers::{bpf_get_smp_processor_id, bpf_ktime_get_ns};
+use davy_abi::{FLAG_ENDED, FLAG_LIVE, FLAG_VCPU, Slot, SlotIndex, TENANT_GONE, TenantIndex};
+
+use crate::{maps, offsets::setting, sensor, task::Task};
+
+/// The thread `prev` leaves its CPU, where slot `index` was entered (0: none).
+#[inline(always)]
+pub fn leave(prev: Task, index: SlotIndex) {
+    let index = match index {
+        // Nobody saw it come: it was already running when it became watched. It is met at its next entry,
+        // unless there will be none.
+        0 if prev.is_dead() => maps::slot_of(prev.tid()),
+        other => other,
+    };
+    if index == 0 {
+        return;
+    }
+    let Some(slot) = maps::slot(index) else {
+        return;
+    };
+    // SAFETY: points into the slot table; this CPU is the slot's only writer while the thread is on it.
+    let slot = unsafe { &mut *slot };
+    if slot.tid != prev.tid() || slot.flags & FLAG_LIVE == 0 {
+        return;
+    }
+    sensor::cpu::leave(slot, prev);
+    if prev.is_dead() || slot.tenant == TENANT_GONE {
+        maps::forget(slot.tid);
+        slot.flags = (slot.flags & !FLAG_LIVE) | FLAG_ENDED;
+    }
+}
+
+/// The thread `next` enters this CPU. Gives its slot, 0 if it is not watched.
+#[inline(always)]
+pub fn enter(next: Task) -> SlotIndex {
+    let tid = next.tid();
+    if tid == 0 {
+        return 0;
+    }
+    let mut index = maps::slot_of(tid);
+    if index == 0 {
+        index = find_vcpu(next, tid);
+    }
+    if index == 0 {
+        return 0;
+    }
+    let Some(slot) = maps::slot(index) else {
+        return 0;
+    };
+    // SAFETY: as in `leave`.
+    let slot = unsafe { &mut *slot };
+    if slot.tid != tid {
+        return 0;
+    }
+    // SAFETY: the helper has no preconditions.
+    let now_ns = unsafe { bpf_ktime_get_ns() };
+    // SAFETY: as above.
+    let cpu = unsafe { bpf_get_smp_processor_id() };
+    sensor::cpu::enter(slot, next, now_ns, cpu);
+    if now_ns >= slot.next_sample_ns {
+        slot.next_sample_ns = now_ns + setting!(sample_interval_ns);
+        sensor::look(slot, next);
+    }
+    index
+}
+
+/// A child of a watched thread is watched from birth, in its parent's tenant.
+#[inline(always)]
+pub fn born(parent: Task, child: Task) {
+    let index = maps::slot_of(parent.tid());
+    if index == 0 {
+        return;
+    }
+    let Some(slot) = maps::slot(index) else {
+        return;
+    };
+    // SAFETY: points into the slot table; a plain load.
+    let tenant = unsafe { (*slot).tenant };
+    // A VMM whose vCPU was found a moment ago has no tenant yet; the agent meets its other threads by itself.
+    if tenant == 0 || tenant == TENANT_GONE {
+        return;
+    }
+    watch(child, child.tid(), tenant, 0);
+}
+
+/// A vCPU thread nobody announced: the kernel keeps a guest's registers for it.
+#[inline(always)]
+fn find_vcpu(task: Task, tid: u32) -> SlotIndex {
+    if setting!(find_vcpus) == 0 || !task.has_preempt_notifier() || task.is_kernel_thread() {
+        return 0;
+    }
+    match task.fpstate().and_then(crate::task::Fpstate::flags) {
+        Some((true, _)) => watch(task, tid, 0, FLAG_VCPU),
+        _ => 0,
+    }
+}
+
+#[inline(always)]
+fn watch(task: Task, tid: u32, tenant: TenantIndex, flags: u32) -> SlotIndex {
+    maps::give_slot(tid, |slot| {
+        // SAFETY: points into the slot table; nobody else knows a slot just taken from the free ones.
+        let slot: &mut Slot = unsafe { &mut *slot };
+        slot.tid = tid;
+        slot.tgid = task.tgid();
+        slot.tenant = tenant;
+        slot.start_boottime_ns = task.start_boottime_ns();
+        slot.running_since_ns = 0;
+        slot.cpu = 0;
+        slot.switch_ins = 0;
+        sensor::cpu::begin(slot, task);
+        sensor::forget(slot);
+        slot.flags = FLAG_LIVE | flags;
+    })
+}

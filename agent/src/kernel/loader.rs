@@ -1,0 +1,185 @@
+//! Loading: what is needed is checked first, so that a refusal has a name; then the object that build.rs made
+//! is given its offsets and settings, verified, and attached.
+
+use aya::{
+    Btf, Ebpf, EbpfLoader,
+    maps::{Array, HashMap, Map, MapData, PerCpuArray, Queue},
+    programs::BtfTracePoint,
+};
+use davy_abi::{Offsets, Settings, SlotIndex};
+
+use super::{
+    Kernel, KernelError, KernelOptions, LoadError, btf,
+    offsets::{self, Resolved},
+    requirements,
+    slots::SlotTable,
+};
+
+/// The object, aligned as the ELF reader wants it.
+static OBJECT: &[u8] =
+    aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/davy-agent-ebpf.o"));
+
+const PROGRAMS: [&str; 2] = ["sched_process_fork", "sched_switch"];
+
+pub(super) fn load(options: &KernelOptions) -> Result<Kernel, LoadError> {
+    check(options)?;
+    requirements::check()?;
+    let resolved = offsets::resolve(&btf::Btf::read(btf::VMLINUX.as_ref())?)?;
+    let mut ebpf = object(options, &resolved)?;
+    let slots = SlotTable::map(array(take(&mut ebpf, "SLOTS")?)?, options.slots_max)?;
+    let mut free = queue(take(&mut ebpf, "FREE")?)?;
+    for index in 1..options.slots_max {
+        free.push(index, 0)
+            .map_err(LoadError::refused("filling the map FREE"))?;
+    }
+    let threads = HashMap::try_from(take(&mut ebpf, "THREADS")?)
+        .map_err(LoadError::refused("the map THREADS"))?;
+    let counters = PerCpuArray::try_from(take(&mut ebpf, "COUNTERS")?)
+        .map_err(LoadError::refused("the map COUNTERS"))?;
+    let stats = options
+        .measure_cost
+        .then(|| aya::sys::enable_stats(aya::sys::Stats::RunTime).ok())
+        .flatten();
+    attach(&mut ebpf)?;
+    Ok(Kernel {
+        slots,
+        free,
+        threads,
+        counters,
+        groups: std::collections::HashMap::new(),
+        registers_unsupported: resolved.registers_unsupported,
+        vcpus_unsupported: resolved.vcpus_unsupported,
+        ebpf,
+        _stats: stats,
+    })
+}
+
+fn check(options: &KernelOptions) -> Result<(), LoadError> {
+    if !(2..=1 << 20).contains(&options.slots_max) {
+        return Err(LoadError::Option {
+            name: "slots_max",
+            value: u64::from(options.slots_max),
+            range: "2 to 1048576",
+        });
+    }
+    Ok(())
+}
+
+fn object(options: &KernelOptions, resolved: &Resolved) -> Result<Ebpf, LoadError> {
+    let settings = settings(options, resolved)?;
+    EbpfLoader::new()
+        .override_global("OFFSETS", bytes_of_offsets(&resolved.offsets), true)
+        .override_global("SETTINGS", bytes_of_settings(&settings), true)
+        .map_max_entries("SLOTS", options.slots_max)
+        .map_max_entries("FREE", options.slots_max)
+        .map_max_entries("THREADS", options.slots_max)
+        .load(OBJECT)
+        .map_err(LoadError::refused("creating the eBPF maps"))
+}
+
+fn settings(options: &KernelOptions, resolved: &Resolved) -> Result<Settings, LoadError> {
+    let mut key = [0; 16];
+    std::fs::File::open("/dev/urandom")
+        .and_then(|mut file| std::io::Read::read_exact(&mut file, &mut key))
+        .map_err(LoadError::refused("reading a key from /dev/urandom"))?;
+    let (low, high) = key.split_at(8);
+    let word = |half: &[u8]| u64::from_ne_bytes(half.try_into().unwrap_or_default());
+    Ok(Settings {
+        digest_key: [word(low), word(high)],
+        sample_interval_ns: if resolved.registers_unsupported.is_some() {
+            // No look ever: without the fields there is nothing to look at.
+            u64::MAX / 2
+        } else {
+            u64::try_from(options.sample_interval.as_nanos()).unwrap_or(u64::MAX / 2)
+        },
+        has_xsave: u32::from(has_xsave()),
+        find_vcpus: u32::from(options.find_vcpus && resolved.vcpus_unsupported.is_none()),
+    })
+}
+
+/// Whether the kernel saves registers with XSAVE: CPUID.1:ECX.OSXSAVE (Intel SDM vol. 2, CPUID), which the
+/// kernel sets only if it uses it.
+fn has_xsave() -> bool {
+    std::arch::is_x86_feature_detected!("xsave")
+}
+
+fn bytes_of_offsets(offsets: &Offsets) -> &[u8] {
+    // SAFETY: a repr(C) struct of u32 alone, without padding; the view lives as long as the borrow.
+    unsafe {
+        std::slice::from_raw_parts(std::ptr::from_ref(offsets).cast::<u8>(), size_of::<Offsets>())
+    }
+}
+
+fn bytes_of_settings(settings: &Settings) -> &[u8] {
+    // SAFETY: a repr(C) struct of u64 and u32 whose size is the sum of its fields, without padding.
+    unsafe {
+        std::slice::from_raw_parts(std::ptr::from_ref(settings).cast::<u8>(), size_of::<Settings>())
+    }
+}
+
+fn attach(ebpf: &mut Ebpf) -> Result<(), LoadError> {
+    let btf = Btf::from_sys_fs().map_err(LoadError::refused("reading BTF"))?;
+    for name in PROGRAMS {
+        let program: &mut BtfTracePoint = ebpf
+            .program_mut(name)
+            .ok_or_else(|| missing("program", name))?
+            .try_into()
+            .map_err(LoadError::refused(format!("the program {name}")))?;
+        program
+            .load(name, &btf)
+            .map_err(LoadError::refused(format!("loading the program {name}")))?;
+        program
+            .attach()
+            .map_err(LoadError::refused(format!("attaching the program {name}")))?;
+    }
+    Ok(())
+}
+
+fn take(ebpf: &mut Ebpf, name: &str) -> Result<Map, LoadError> {
+    ebpf.take_map(name).ok_or_else(|| missing("map", name))
+}
+
+fn missing(kind: &str, name: &str) -> LoadError {
+    LoadError::Refused {
+        what: format!("the {kind} {name}"),
+        reason: "it is not in the built object".to_owned(),
+    }
+}
+
+fn array(map: Map) -> Result<MapData, LoadError> {
+    match map {
+        Map::Array(data) => Ok(data),
+        _ => Err(missing("array", "SLOTS")),
+    }
+}
+
+fn queue(map: Map) -> Result<Queue<MapData, SlotIndex>, LoadError> {
+    Queue::try_from(map).map_err(LoadError::refused("the map FREE"))
+}
+
+/// The bytes of the maps that [`Kernel`] holds no handle of its own for: the per-CPU array and the globals.
+pub(super) fn remaining_bytes(name: &str, map: &Map) -> Result<Vec<u8>, KernelError> {
+    let mut bytes = Vec::new();
+    match map {
+        Map::PerCpuArray(_) => {
+            let array = PerCpuArray::<_, u32>::try_from(map).map_err(KernelError::map(name))?;
+            for index in 0..array.len() {
+                for value in array.get(&index, 0).map_err(KernelError::map(name))?.iter() {
+                    bytes.extend_from_slice(&value.to_ne_bytes());
+                }
+            }
+        }
+        Map::Array(_) => {
+            // Globals: set by the agent, frozen or holding the key; no program writes a register there, and
+            // an array whose value is not a word is one of these sections.
+            if let Ok(array) = Array::<_, u64>::try_from(map) {
+                for value in array.iter() {
+                    let value = value.map_err(KernelError::map(name))?;
+                    bytes.extend_from_slice(&value.to_ne_bytes());
+                }
+            }
+        }
+        _ => {}
+    }
+    Ok(bytes)
+}
