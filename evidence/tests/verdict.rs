@@ -1,0 +1,290 @@
+//! The verdict's rule, clause by clause, and the words of its reasons.
+
+use davy_evidence::{
+    Family, FpRounding, Level, MINING_DUTY, RegisterRandomness, SensorState, TenantEvidence,
+    verdict,
+};
+use proptest::prelude::*;
+
+/// A `RandomX` miner's evidence at full speed on one vCPU.
+fn miner() -> TenantEvidence {
+    TenantEvidence {
+        fp_rounding: FpRounding {
+            state: SensorState::Live,
+            modes: [112, 104, 81, 87],
+            llr: [73.0, 73.0, 73.0, 61.29],
+            test_samples: 384,
+            concluded: true,
+            concluded_on_cpu_ns: 9_800_000_000,
+            duty: 0.98,
+        },
+        register_randomness: RegisterRandomness {
+            state: SensorState::Live,
+            samples: 384,
+            random: 380,
+            directed_samples: 272,
+            directed_random: 270,
+            any_llr: 73.0,
+            any_concluded: true,
+            directed_llr: 73.0,
+            directed_concluded: true,
+        },
+    }
+}
+
+/// An honest program's evidence, with enough samples.
+fn honest() -> TenantEvidence {
+    TenantEvidence {
+        fp_rounding: FpRounding {
+            state: SensorState::Live,
+            modes: [1_200, 0, 0, 0],
+            llr: [73.0, 0.0, 0.0, 0.0],
+            test_samples: 5_000,
+            ..FpRounding::default()
+        },
+        register_randomness: RegisterRandomness {
+            state: SensorState::Live,
+            samples: 1_200,
+            random: 5,
+            ..RegisterRandomness::default()
+        },
+    }
+}
+
+#[test]
+fn a_randomx_miner_is_mining_for_reasons_a_reviewer_can_check() {
+    let v = verdict(&miner());
+    assert_eq!(v.level, Level::Mining);
+    assert_eq!(v.families, [Family::RandomX]);
+    assert_eq!(
+        v.reasons,
+        [
+            "mining: computes in all four rounding modes on random registers, as RandomX does, at or above the duty of a \
+             miner",
+            "fp_rounding: concluded, 61.2 nats of the 36.5 that conclude; rounding modes 0/1/2/3 in 29.2 %/27.1 %/21.1 \
+             %/22.7 % of 384 samples in this window",
+            "register_randomness, all samples: concluded, 73.0 nats of the 36.5 that conclude; 380 of 384 samples (99.0 %) \
+             with random registers in this window",
+            "register_randomness, outside rounding mode 0: concluded, 73.0 nats of the 36.5 that conclude; 270 of 272 samples \
+             (99.3 %) with random registers in this window",
+            "duty: the threads concluded used 98.0 % of one CPU over the last minute, at or above the 25.0 % that mining needs",
+        ]
+    );
+}
+
+#[test]
+fn an_honest_program_is_quiet_and_the_reasons_say_it_was_looked_at() {
+    let v = verdict(&honest());
+    assert_eq!(v.level, Level::Quiet);
+    assert_eq!(v.families, []);
+    assert_eq!(
+        v.reasons,
+        [
+            "quiet: both tests had enough samples and neither concluded",
+            "fp_rounding: not concluded after 5000 samples of the thread nearest to a conclusion, 0.0 nats of the 36.5 that \
+             conclude; rounding modes 0/1/2/3 in 100.0 %/0.0 %/0.0 %/0.0 % of 1200 samples in this window",
+            "register_randomness, all samples: not concluded after 1200 samples in this window, 0.0 nats of the 36.5 that \
+             conclude; 5 of 1200 samples (0.4 %) with random registers in this window",
+            "register_randomness, outside rounding mode 0: not concluded, 0.0 nats of the 36.5 that conclude; none of 1200 \
+             samples in this window lay there",
+        ]
+    );
+}
+
+#[test]
+fn mining_needs_both_classes_and_the_duty_whatever_else_there_is() {
+    for bits in 0..16 {
+        let mut e = miner();
+        e.fp_rounding.concluded = bits & 1 != 0;
+        e.register_randomness.directed_concluded = bits & 2 != 0;
+        e.register_randomness.any_concluded = bits & 4 != 0;
+        e.fp_rounding.duty = if bits & 8 != 0 {
+            MINING_DUTY
+        } else {
+            MINING_DUTY - 0.000_1
+        };
+        let expected = match bits {
+            0b1011 | 0b1111 => Level::Mining,
+            0b0000 | 0b1000 => Level::Quiet,
+            _ => Level::Suspect,
+        };
+        let v = verdict(&e);
+        assert_eq!(v.level, expected, "{bits:04b}");
+        let family: &[Family] = match bits & 7 {
+            3 | 7 => &[Family::RandomX],
+            4 => &[Family::OtherHashing],
+            _ => &[],
+        };
+        assert_eq!(v.families, family, "{bits:04b}");
+        assert!(v.reasons[0].starts_with(&expected.to_string()));
+    }
+}
+
+#[test]
+fn duty_just_below_the_limit_does_not_read_as_the_limit() {
+    let mut e = miner();
+    e.fp_rounding.duty = 0.249_99;
+    let v = verdict(&e);
+    assert_eq!(v.level, Level::Suspect);
+    assert!(v.reasons[0].contains("a node that verifies does the same"));
+    assert!(
+        v.reasons[4].contains("24.9 % of one CPU over the last minute, below the 25.0 %"),
+        "{}",
+        v.reasons[4]
+    );
+}
+
+#[test]
+fn a_duty_that_is_not_a_number_is_not_mining() {
+    let mut e = miner();
+    e.fp_rounding.duty = f64::NAN;
+    assert_eq!(verdict(&e).level, Level::Suspect);
+}
+
+#[test]
+fn other_hashing_at_full_speed_is_suspect_and_left_to_a_person() {
+    let mut e = honest();
+    e.register_randomness.random = 1_190;
+    e.register_randomness.any_llr = 73.0;
+    e.register_randomness.any_concluded = true;
+    let v = verdict(&e);
+    assert_eq!(v.level, Level::Suspect);
+    assert_eq!(v.families, [Family::OtherHashing]);
+    assert!(v.reasons[0].contains("only a person can tell"));
+}
+
+#[test]
+fn too_few_samples_are_said_with_their_number() {
+    let mut e = honest();
+    e.fp_rounding.modes = [12, 0, 0, 0];
+    e.fp_rounding.test_samples = 12;
+    e.register_randomness.samples = 12;
+    e.register_randomness.random = 0;
+    let v = verdict(&e);
+    assert_eq!(v.level, Level::Quiet);
+    assert_eq!(
+        v.reasons[0],
+        "quiet for want of evidence: not enough samples"
+    );
+    assert!(v.reasons[1].contains("not enough samples to tell (12 samples of the thread"));
+    assert!(v.reasons[2].contains("not enough samples to tell (12 samples in this window"));
+    assert!(v.reasons[3].contains("not enough samples to tell (0 samples there in this window"));
+}
+
+#[test]
+fn one_test_with_enough_samples_does_not_speak_for_the_other() {
+    let mut e = honest();
+    e.register_randomness.samples = 12;
+    assert!(verdict(&e).reasons[0].contains("register_randomness cannot tell yet"));
+    let mut e = honest();
+    e.fp_rounding.test_samples = 12;
+    assert!(verdict(&e).reasons[0].contains("fp_rounding cannot tell yet"));
+}
+
+#[test]
+fn a_sensor_that_cannot_or_did_not_measure_is_never_a_silent_quiet() {
+    for (state, word) in [
+        (SensorState::Unsupported, "unsupported"),
+        (SensorState::NeverRan, "never ran"),
+    ] {
+        let mut e = TenantEvidence::default();
+        e.fp_rounding.state = state;
+        e.register_randomness.state = state;
+        let v = verdict(&e);
+        assert_eq!(v.level, Level::Quiet);
+        assert_eq!(
+            v.reasons[0],
+            format!(
+                "quiet for want of evidence: nothing was measured (fp_rounding {word}, register_randomness {word})"
+            )
+        );
+        for reason in &v.reasons[1..] {
+            assert!(reason.contains(&format!(": {word}")), "{reason}");
+            assert!(reason.contains("says nothing"), "{reason}");
+        }
+    }
+    let mut e = honest();
+    e.fp_rounding.state = SensorState::Stalled;
+    assert!(verdict(&e).reasons[1].contains("stalled (nothing new in this window)"));
+}
+
+#[test]
+fn a_conclusion_carried_over_says_where_it_comes_from() {
+    for (state, words) in [
+        (SensorState::Stalled, "in earlier windows, stalled now"),
+        (SensorState::NeverRan, "before the agent's start"),
+        (SensorState::Unsupported, "unsupported now"),
+    ] {
+        let mut e = miner();
+        e.fp_rounding.state = state;
+        e.fp_rounding.modes = [0; 4];
+        let v = verdict(&e);
+        assert!(v.reasons[1].contains(words), "{}", v.reasons[1]);
+        assert!(v.reasons[1].ends_with("no samples in this window"));
+    }
+}
+
+#[test]
+fn names_are_read_back() {
+    for level in [Level::Quiet, Level::Suspect, Level::Mining] {
+        assert_eq!(level.to_string().parse(), Ok(level));
+    }
+    for family in [Family::RandomX, Family::OtherHashing] {
+        assert_eq!(family.to_string().parse(), Ok(family));
+    }
+    assert_eq!(
+        "loud".parse::<Level>().unwrap_err().to_string(),
+        "not one of quiet, suspect, mining"
+    );
+    assert!(Level::Quiet < Level::Suspect && Level::Suspect < Level::Mining);
+}
+
+fn state() -> impl Strategy<Value = SensorState> {
+    prop_oneof![
+        Just(SensorState::Live),
+        Just(SensorState::Stalled),
+        Just(SensorState::NeverRan),
+        Just(SensorState::Unsupported)
+    ]
+}
+
+prop_compose! {
+    fn fp_rounding()(
+        state in state(), modes in any::<[u64; 4]>(), llr in prop::array::uniform4(0.0..=1_000.0f64), test_samples in any::<u64>(),
+        concluded in any::<bool>(), concluded_on_cpu_ns in any::<u64>(), duty in 0.0..=8_192.0f64,
+    ) -> FpRounding {
+        FpRounding { state, modes, llr, test_samples, concluded, concluded_on_cpu_ns, duty }
+    }
+}
+
+prop_compose! {
+    fn register_randomness()(
+        state in state(), counts in any::<[u64; 4]>(), llr in prop::array::uniform2(0.0..=1_000.0f64), concluded in any::<[bool; 2]>(),
+    ) -> RegisterRandomness {
+        RegisterRandomness {
+            state,
+            samples: counts[0],
+            random: counts[1],
+            directed_samples: counts[2],
+            directed_random: counts[3],
+            any_llr: llr[0],
+            any_concluded: concluded[0],
+            directed_llr: llr[1],
+            directed_concluded: concluded[1],
+        }
+    }
+}
+
+proptest! {
+    /// Whatever the evidence: reasons within the wire's limits, `mining` never from one class alone, and the
+    /// same verdict again for the same evidence.
+    #[test]
+    fn any_evidence_has_a_verdict_with_reasons(fp_rounding in fp_rounding(), register_randomness in register_randomness()) {
+        let e = TenantEvidence { fp_rounding, register_randomness };
+        let v = verdict(&e);
+        prop_assert!(v.level != Level::Mining || (fp_rounding.concluded && register_randomness.directed_concluded));
+        prop_assert!((4..=32).contains(&v.reasons.len()));
+        prop_assert!(v.reasons.iter().all(|r| (1..=500).contains(&r.chars().count())));
+        prop_assert_eq!(verdict(&e), v);
+    }
+}
