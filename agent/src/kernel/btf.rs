@@ -14,7 +14,9 @@ pub const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum BtfError {
     /// The file cannot be read.
-    #[error("{path} cannot be read ({reason}): this kernel was built without BTF; boot a kernel with CONFIG_DEBUG_INFO_BTF=y")]
+    #[error(
+        "{path} cannot be read ({reason}): this kernel was built without BTF; boot a kernel with CONFIG_DEBUG_INFO_BTF=y"
+    )]
     Unreadable {
         /// The file.
         path: String,
@@ -22,7 +24,9 @@ pub enum BtfError {
         reason: String,
     },
     /// The data is not what the format says.
-    #[error("the kernel's BTF is broken at byte {at}: {what}; boot a kernel whose BTF `bpftool btf dump file /sys/kernel/btf/vmlinux` can read")]
+    #[error(
+        "the kernel's BTF is broken at byte {at}: {what}; boot a kernel whose BTF `bpftool btf dump file /sys/kernel/btf/vmlinux` can read"
+    )]
     Broken {
         /// Byte offset within the file.
         at: usize,
@@ -61,7 +65,10 @@ struct Member {
 #[derive(Debug)]
 enum Type {
     /// Struct or union.
-    Composite { size: u32, members: Vec<Member> },
+    Composite {
+        size: u32,
+        members: Vec<Member>,
+    },
     /// Typedef, const, volatile, restrict or type tag: a name for another type.
     Alias(u32),
     Other,

@@ -133,5 +133,8 @@ fn a_struct_that_contains_itself_ends() {
 #[test]
 fn a_missing_file_says_what_to_do() {
     let error = Btf::read(Path::new("/nonexistent/btf")).unwrap_err();
-    assert!(error.to_string().contains("CONFIG_DEBUG_INFO_BTF"), "{error}");
+    assert!(
+        error.to_string().contains("CONFIG_DEBUG_INFO_BTF"),
+        "{error}"
+    );
 }

@@ -6,13 +6,19 @@ use super::{btf::BtfError, offsets::OffsetError};
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     /// Not root, and without the capabilities.
-    #[error("loading eBPF programs needs root (or CAP_BPF, CAP_PERFMON and CAP_SYS_RESOURCE): run the agent as root")]
+    #[error(
+        "loading eBPF programs needs root (or CAP_BPF, CAP_PERFMON and CAP_SYS_RESOURCE): run the agent as root"
+    )]
     Privileges,
     /// In a container's pid namespace, where thread ids mean something else.
-    #[error("the agent runs in a pid namespace of its own, where it cannot tell the host's threads: run it in the host's (for a container: `--pid=host`)")]
+    #[error(
+        "the agent runs in a pid namespace of its own, where it cannot tell the host's threads: run it in the host's (for a container: `--pid=host`)"
+    )]
     PidNamespace,
     /// Lockdown in confidentiality mode.
-    #[error("kernel lockdown is in confidentiality mode and refuses eBPF programs that read kernel memory: boot with lockdown=integrity or none")]
+    #[error(
+        "kernel lockdown is in confidentiality mode and refuses eBPF programs that read kernel memory: boot with lockdown=integrity or none"
+    )]
     Lockdown,
     /// No usable BTF.
     #[error(transparent)]
@@ -31,7 +37,9 @@ pub enum LoadError {
         range: &'static str,
     },
     /// The kernel refused something.
-    #[error("{what} was refused by the kernel: {reason}; `davy-agent check` lists what this host lacks")]
+    #[error(
+        "{what} was refused by the kernel: {reason}; `davy-agent check` lists what this host lacks"
+    )]
     Refused {
         /// What was asked.
         what: String,
@@ -61,7 +69,9 @@ pub enum KernelError {
         tgid: u32,
     },
     /// Not a control group.
-    #[error("{path} is not a control group ({reason}): give the group's directory, e.g. /sys/fs/cgroup/machine.slice/web")]
+    #[error(
+        "{path} is not a control group ({reason}): give the group's directory, e.g. /sys/fs/cgroup/machine.slice/web"
+    )]
     NotACgroup {
         /// The directory asked for.
         path: String,

@@ -16,8 +16,7 @@ use super::{
 };
 
 /// The object, aligned as the ELF reader wants it.
-static OBJECT: &[u8] =
-    aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/davy-agent-ebpf.o"));
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/davy-agent-ebpf.o"));
 
 const PROGRAMS: [&str; 2] = ["sched_process_fork", "sched_switch"];
 
@@ -106,14 +105,20 @@ fn has_xsave() -> bool {
 fn bytes_of_offsets(offsets: &Offsets) -> &[u8] {
     // SAFETY: a repr(C) struct of u32 alone, without padding; the view lives as long as the borrow.
     unsafe {
-        std::slice::from_raw_parts(std::ptr::from_ref(offsets).cast::<u8>(), size_of::<Offsets>())
+        std::slice::from_raw_parts(
+            std::ptr::from_ref(offsets).cast::<u8>(),
+            size_of::<Offsets>(),
+        )
     }
 }
 
 fn bytes_of_settings(settings: &Settings) -> &[u8] {
     // SAFETY: a repr(C) struct of u64 and u32 whose size is the sum of its fields, without padding.
     unsafe {
-        std::slice::from_raw_parts(std::ptr::from_ref(settings).cast::<u8>(), size_of::<Settings>())
+        std::slice::from_raw_parts(
+            std::ptr::from_ref(settings).cast::<u8>(),
+            size_of::<Settings>(),
+        )
     }
 }
 

@@ -264,7 +264,11 @@ impl Kernel {
     ) -> Result<(), KernelError> {
         if let Ok(index) = self.threads.get(&tid, 0) {
             sum.already += 1;
-            if self.slots.get(index).is_some_and(|slot| slot.tenant != tenant) {
+            if self
+                .slots
+                .get(index)
+                .is_some_and(|slot| slot.tenant != tenant)
+            {
                 self.slots.set_tenant(index, tenant);
             }
             return Ok(());

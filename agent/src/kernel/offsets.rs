@@ -10,7 +10,9 @@ use super::btf::Btf;
 
 /// A kernel structure the programs cannot work without is not there.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("this kernel's BTF has no {structure}.{member}: kernels 5.18 and newer have it; boot one of those")]
+#[error(
+    "this kernel's BTF has no {structure}.{member}: kernels 5.18 and newer have it; boot one of those"
+)]
 pub struct OffsetError {
     /// The struct's name.
     pub structure: &'static str,
@@ -80,7 +82,9 @@ fn byte(btf: &Btf, structure: &str, member: &str) -> Option<u32> {
 /// Fills in what the sensors on registers need.
 fn registers(btf: &Btf, offsets: &mut Offsets) -> Result<(), String> {
     let absent = |what: &str| {
-        format!("{what} is not in the kernel's BTF: x86-64 kernels 5.16 and newer have it; boot one of those")
+        format!(
+            "{what} is not in the kernel's BTF: x86-64 kernels 5.16 and newer have it; boot one of those"
+        )
     };
     let fpu = match byte(btf, "task_struct", "thread.fpu") {
         Some(inside) => inside,
@@ -113,7 +117,11 @@ mod tests {
     fn kernel(behind: bool, without: &str) -> Btf {
         let mut blob = Blob::default();
         let u64_type = blob.int("u64", 8);
-        let se = blob.structure("sched_entity", 64, &[MemberOf("sum_exec_runtime", u64_type, 128)]);
+        let se = blob.structure(
+            "sched_entity",
+            64,
+            &[MemberOf("sum_exec_runtime", u64_type, 128)],
+        );
         let info = blob.structure("sched_info", 32, &[MemberOf("run_delay", u64_type, 64)]);
         let head = blob.structure("hlist_head", 8, &[MemberOf("first", u64_type, 0)]);
         let fpu = blob.structure("fpu", 128, &[MemberOf("fpstate", u64_type, 128)]);

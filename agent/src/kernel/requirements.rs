@@ -21,10 +21,19 @@ const INITIAL_PID_NAMESPACE: &str = "pid:[4026531836]";
 pub fn requirements() -> Vec<Requirement> {
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     vec![
-        requirement("privileges", privileges().map(|()| "all that is needed".to_owned())),
-        requirement("pid namespace", pid_namespace().map(|()| "the host's".to_owned())),
+        requirement(
+            "privileges",
+            privileges().map(|()| "all that is needed".to_owned()),
+        ),
+        requirement(
+            "pid namespace",
+            pid_namespace().map(|()| "the host's".to_owned()),
+        ),
         requirement("lockdown", lockdown(&lockdown_file()).map(str::to_owned)),
-        requirement("BTF", fields().map(|()| format!("of kernel {}", kernel.trim()))),
+        requirement(
+            "BTF",
+            fields().map(|()| format!("of kernel {}", kernel.trim())),
+        ),
     ]
 }
 

@@ -116,7 +116,9 @@ impl SlotTable {
         let bytes = self.len as usize * size_of::<Slot>();
         let base = self.base.as_ptr().cast::<u8>();
         // SAFETY: each byte lies within the mapping.
-        (0..bytes).map(|at| unsafe { base.add(at).read_volatile() }).collect()
+        (0..bytes)
+            .map(|at| unsafe { base.add(at).read_volatile() })
+            .collect()
     }
 }
 

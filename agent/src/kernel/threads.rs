@@ -92,7 +92,10 @@ fn numbers_in(directory: &str) -> Vec<u32> {
 }
 
 fn parent(tgid: u32) -> Option<u32> {
-    status_field(&fs::read_to_string(format!("/proc/{tgid}/status")).ok()?, "PPid:")
+    status_field(
+        &fs::read_to_string(format!("/proc/{tgid}/status")).ok()?,
+        "PPid:",
+    )
 }
 
 fn status_field<T: FromStr>(status: &str, name: &str) -> Option<T> {
@@ -117,7 +120,8 @@ impl Books {
     /// Reads them; `None` if the thread is gone.
     pub(super) fn read(tid: u32) -> Option<Self> {
         // /proc/<tid> answers for threads as well as for processes.
-        let of_thread = |name: &str| fs::read_to_string(format!("/proc/{tid}/task/{tid}/{name}")).ok();
+        let of_thread =
+            |name: &str| fs::read_to_string(format!("/proc/{tid}/task/{tid}/{name}")).ok();
         let status = of_thread("status")?;
         let schedstat = of_thread("schedstat")?;
         let mut times = schedstat.split_whitespace().map(u64::from_str);
@@ -167,7 +171,10 @@ mod tests {
 
     #[test]
     fn the_tree_of_this_process_has_this_process_and_its_child() {
-        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let mut child = std::process::Command::new("sleep")
+            .arg("60")
+            .spawn()
+            .unwrap();
         let tree = tree(std::process::id());
         child.kill().unwrap();
         child.wait().unwrap();

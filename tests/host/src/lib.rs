@@ -144,13 +144,17 @@ impl Cgroup {
     /// If there is no writable hierarchy.
     #[must_use]
     pub fn make(name: &str) -> Self {
-        let parent = ["/sys/fs/cgroup/cpuacct", "/sys/fs/cgroup/unified", "/sys/fs/cgroup"]
-            .into_iter()
-            .find(|parent| {
-                ["tasks", "cgroup.procs"]
-                    .iter()
-                    .any(|file| Path::new(parent).join(file).exists())
-            });
+        let parent = [
+            "/sys/fs/cgroup/cpuacct",
+            "/sys/fs/cgroup/unified",
+            "/sys/fs/cgroup",
+        ]
+        .into_iter()
+        .find(|parent| {
+            ["tasks", "cgroup.procs"]
+                .iter()
+                .any(|file| Path::new(parent).join(file).exists())
+        });
         let Some(parent) = parent else {
             panic!("there is no control group hierarchy under /sys/fs/cgroup");
         };
@@ -173,7 +177,10 @@ impl Cgroup {
     /// If the kernel refuses.
     pub fn add(&self, tgid: u32) {
         if let Err(error) = fs::write(self.directory.join("cgroup.procs"), tgid.to_string()) {
-            panic!("{tgid} cannot be put into {}: {error}", self.directory.display());
+            panic!(
+                "{tgid} cannot be put into {}: {error}",
+                self.directory.display()
+            );
         }
     }
 
@@ -188,7 +195,9 @@ impl Cgroup {
             return number(&usage);
         }
         let stat = fs::read_to_string(self.directory.join("cpu.stat")).unwrap_or_default();
-        let usage = stat.lines().find_map(|line| line.strip_prefix("usage_usec "));
+        let usage = stat
+            .lines()
+            .find_map(|line| line.strip_prefix("usage_usec "));
         number(usage.unwrap_or_default()) * 1000
     }
 }

@@ -60,22 +60,39 @@ fn a_group_of_changing_threads_agrees_with_the_kernels_account() {
     assert_eq!(load.line(), "done");
     wait_for("the load asleep", || kernels_own(load.id(), load.id()));
 
-    let ours: Vec<_> = readings(&kernel).into_iter().filter(|r| r.slot.tenant == 1).collect();
+    let ours: Vec<_> = readings(&kernel)
+        .into_iter()
+        .filter(|r| r.slot.tenant == 1)
+        .collect();
     let kernels_ns = group.usage_ns() - before_ns;
-    let ours_ns: u64 = ours.iter().map(|r| r.slot.on_cpu_ns - r.slot.base_on_cpu_ns).sum();
+    let ours_ns: u64 = ours
+        .iter()
+        .map(|r| r.slot.on_cpu_ns - r.slot.base_on_cpu_ns)
+        .sum();
     let ended = ours.iter().filter(|reading| reading.ended()).count();
     println!("group: kernel {kernels_ns} ns, slots {ours_ns} ns, {ended} threads ended");
     assert!(ended > 100, "{ended} threads were born and died");
-    assert!(agree(ours_ns, kernels_ns), "kernel {kernels_ns} ns, slots {ours_ns} ns");
+    assert!(
+        agree(ours_ns, kernels_ns),
+        "kernel {kernels_ns} ns, slots {ours_ns} ns"
+    );
 
     let live: Vec<_> = ours.iter().filter(|reading| !reading.ended()).collect();
     assert_eq!(live.len(), 7, "the main thread and six that stayed");
     for reading in live {
         let slot = reading.slot;
         let kernels = wait_for("a thread asleep", || kernels_own(slot.tgid, slot.tid));
-        println!("thread {}: kernel {kernels:?}, slot {:?}", slot.tid, figures(&slot));
+        println!(
+            "thread {}: kernel {kernels:?}, slot {:?}",
+            slot.tid,
+            figures(&slot)
+        );
         for (ours, kernels) in figures(&slot).into_iter().zip(kernels) {
-            assert!(agree(ours, kernels), "{}: {ours} against {kernels}", slot.tid);
+            assert!(
+                agree(ours, kernels),
+                "{}: {ours} against {kernels}",
+                slot.tid
+            );
         }
     }
     assert_eq!(kernel.counters(), [0; 3], "nothing was lost");
@@ -90,7 +107,10 @@ fn processes_that_have_ended_agree_with_their_remains() {
     load.go();
     assert_eq!(load.line(), "ready");
     assert_eq!(load.line(), "done");
-    let ended: Vec<_> = readings(&kernel).into_iter().filter(|r| r.slot.tid == r.slot.tgid && r.ended()).collect();
+    let ended: Vec<_> = readings(&kernel)
+        .into_iter()
+        .filter(|r| r.slot.tid == r.slot.tgid && r.ended())
+        .collect();
     assert_eq!(ended.len(), 100);
     for reading in ended {
         let slot = reading.slot;

@@ -25,7 +25,15 @@ fn uniform_bits_are_random() {
 
 #[test]
 fn what_honest_programs_keep_is_not() {
-    for content in ["doubles", "floats", "integers", "residuals", "pixels", "text", "counter"] {
+    for content in [
+        "doubles",
+        "floats",
+        "integers",
+        "residuals",
+        "pixels",
+        "text",
+        "counter",
+    ] {
         let share = share(content, "0");
         assert!(share <= 2, "{content}: {share} %");
     }

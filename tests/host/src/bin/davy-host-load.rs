@@ -137,7 +137,10 @@ fn zombies(count: &str) -> ExitCode {
     let mut children = Vec::new();
     for number in 0..count.parse::<u64>().unwrap_or(0) {
         let length_ms = (number % 30).to_string();
-        match std::process::Command::new(&program).args(["spin", &length_ms]).spawn() {
+        match std::process::Command::new(&program)
+            .args(["spin", &length_ms])
+            .spawn()
+        {
             Ok(child) => children.push(child.id()),
             Err(error) => eprintln!("a child could not be started: {error}"),
         }

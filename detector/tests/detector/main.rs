@@ -1,0 +1,12 @@
+//! A running detector, asked over its real interfaces: gRPC and HTTP on loopback, SQLite files on disk.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test fails by panicking, its helpers too"
+)]
+
+mod ingest;
+mod keeping;
+mod program;
+mod support;
