@@ -366,7 +366,7 @@ impl Kernel {
     /// If a map cannot be read.
     pub fn memory(&self) -> Result<Vec<u8>, KernelError> {
         let mut bytes = self.slots.bytes();
-        for entry in self.threads.iter() {
+        for entry in &self.threads {
             let (tid, index) = entry.map_err(KernelError::map("THREADS"))?;
             bytes.extend_from_slice(&tid.to_ne_bytes());
             bytes.extend_from_slice(&index.to_ne_bytes());

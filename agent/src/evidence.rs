@@ -1,0 +1,311 @@
+//! The sequential tests of a tenant's threads, and the tenant's evidence made of them. Pure.
+//!
+//! Every thread has its own tests (`davy_evidence`): samples of different threads are never mixed. A tenant's
+//! evidence is that of the thread nearest to a conclusion. Of a droplet only vCPU threads count: what the VMM
+//! itself computes (an encrypted migration, say) is not the guest's doing.
+//!
+//! An ended thread counts until its CPU time has left the duty's span; then it is forgotten.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+
+use davy_abi::TenantIndex;
+use davy_evidence::{
+    FpRounding, RegisterRandomness, SensorState, TenantEvidence, fp_rounding, register_randomness,
+};
+
+use crate::{
+    sensor::{
+        Looks,
+        fp_rounding::{Modes, add, any_directed},
+        register_randomness::{all, directed},
+        register_state,
+    },
+    window::{ThreadDelta, ThreadKey},
+};
+
+/// Over how much time the duty is averaged, ns.
+pub const DUTY_SPAN_NS: u64 = 60_000_000_000;
+
+/// What the sensors on registers can do on this host.
+#[derive(Clone, Copy, Debug)]
+pub struct HostSensors {
+    /// `fp_rounding`.
+    pub fp_rounding: SensorState,
+    /// `register_randomness`.
+    pub register_randomness: SensorState,
+}
+
+#[derive(Debug, Default)]
+struct Thread {
+    fp_rounding: fp_rounding::Test,
+    register_randomness: register_randomness::Test,
+    on_cpu_ns: u64,
+    /// On-CPU time of the windows closed within the duty's span, oldest first, aligned at the newest.
+    closed_on_cpu_ns: VecDeque<u64>,
+    is_confidential: bool,
+    counts: bool,
+    ended: bool,
+}
+
+#[derive(Debug, Default)]
+struct Tenant {
+    threads: HashMap<ThreadKey, Thread>,
+    /// Spans of the windows closed within the duty's span, ns, oldest first.
+    spans_ns: VecDeque<u64>,
+    modes: Modes,
+    random: Modes,
+    looks: u64,
+    ever_looked: bool,
+    carried: Option<Carried>,
+}
+
+/// What a detector had stored of a tenant's tests.
+#[derive(Clone, Copy, Debug)]
+struct Carried {
+    fp_rounding: fp_rounding::Test,
+    register_randomness: register_randomness::Test,
+}
+
+/// The tests of all tenants.
+#[derive(Debug, Default)]
+pub struct Tests {
+    tenants: BTreeMap<TenantIndex, Tenant>,
+}
+
+impl Tests {
+    /// Resumes a tenant's tests where a detector has them stored: for its threads that have given no sample yet,
+    /// present and to come until the tenant's first window is closed.
+    ///
+    /// # Errors
+    /// If the stored state is out of range or contradicts itself; nothing is changed then.
+    pub fn resume(
+        &mut self,
+        tenant: TenantIndex,
+        stored: &TenantEvidence,
+    ) -> Result<(), davy_evidence::ResumeError> {
+        let (fp, rr) = (&stored.fp_rounding, &stored.register_randomness);
+        let carried = Carried {
+            fp_rounding: fp_rounding::Test::resume(fp.llr, fp.test_samples, fp.concluded)?,
+            register_randomness: register_randomness::Test::resume(
+                rr.any_llr,
+                rr.any_concluded,
+                rr.directed_llr,
+                rr.directed_concluded,
+            )?,
+        };
+        let tenant = self.tenants.entry(tenant).or_default();
+        for thread in tenant.threads.values_mut() {
+            if thread.fp_rounding.samples() == 0 {
+                thread.take_over(&carried);
+            }
+        }
+        tenant.carried = Some(carried);
+        Ok(())
+    }
+
+    /// Adds what the threads did since the last call; `vcpus_only(tenant)`: whether other threads are left out.
+    /// Returns the CPUs on which evidence is forming now: where a closer look would tell more.
+    pub fn update(
+        &mut self,
+        deltas: &[ThreadDelta],
+        vcpus_only: impl Fn(TenantIndex) -> bool,
+    ) -> Vec<u32> {
+        let mut forming = Vec::new();
+        for delta in deltas {
+            let tenant = self.tenants.entry(delta.tenant).or_default();
+            let carried = tenant.carried;
+            let thread = tenant.threads.entry(delta.thread).or_insert_with(|| {
+                let mut thread = Thread::default();
+                if let Some(carried) = &carried {
+                    thread.take_over(carried);
+                }
+                thread
+            });
+            thread.ended = delta.ended;
+            thread.is_confidential = delta.is_confidential;
+            thread.counts = delta.is_vcpu || !vcpus_only(delta.tenant);
+            if !thread.counts {
+                continue;
+            }
+            thread.on_cpu_ns = thread.on_cpu_ns.saturating_add(delta.cpu.on_cpu_ns);
+            if delta.is_confidential {
+                continue;
+            }
+            if thread.add(delta) && !delta.ended {
+                forming.push(delta.cpu_number);
+            }
+            tenant.looks = tenant.looks.saturating_add(delta.looks);
+            tenant.ever_looked |= delta.looks > 0;
+            add(&mut tenant.modes, &delta.modes);
+            add(&mut tenant.random, &delta.random);
+        }
+        forming.sort_unstable();
+        forming.dedup();
+        forming
+    }
+
+    /// The tenant's evidence of the window of `span_ns` that ends now; a new window begins.
+    pub fn close(
+        &mut self,
+        tenant: TenantIndex,
+        span_ns: u64,
+        host: HostSensors,
+    ) -> TenantEvidence {
+        self.tenants.entry(tenant).or_default().close(span_ns, host)
+    }
+
+    /// Forgets a tenant that has ended.
+    pub fn forget(&mut self, tenant: TenantIndex) {
+        self.tenants.remove(&tenant);
+    }
+}
+
+impl Thread {
+    fn take_over(&mut self, carried: &Carried) {
+        self.fp_rounding = carried.fp_rounding;
+        self.register_randomness = carried.register_randomness;
+    }
+
+    /// Adds samples; `true` if evidence is forming: a test that has not concluded moved towards it.
+    fn add(&mut self, delta: &ThreadDelta) -> bool {
+        let any_before = self.register_randomness.any_llr();
+        self.fp_rounding.add(delta.modes);
+        self.register_randomness.add(delta.modes, delta.random);
+        let fp_forms = !self.fp_rounding.concluded()
+            && any_directed(&delta.modes)
+            && self
+                .fp_rounding
+                .llr()
+                .iter()
+                .filter(|&&nats| nats > 0.0)
+                .count()
+                >= 2;
+        let hashing_forms = !self.register_randomness.any_concluded()
+            && self.register_randomness.any_llr() > any_before;
+        fp_forms || hashing_forms
+    }
+}
+
+impl Tenant {
+    fn close(&mut self, span_ns: u64, host: HostSensors) -> TenantEvidence {
+        self.carried = None;
+        self.close_duty_window(span_ns);
+        let evidence = TenantEvidence {
+            fp_rounding: self.fp_rounding(host.fp_rounding),
+            register_randomness: self.register_randomness(host.register_randomness),
+        };
+        (self.modes, self.random, self.looks) = ([0; 4], [0; 4], 0);
+        for thread in self.threads.values_mut() {
+            thread.on_cpu_ns = 0;
+        }
+        self.threads.retain(|_, thread| {
+            !thread.ended
+                || (thread.fp_rounding.concluded()
+                    && thread.closed_on_cpu_ns.iter().any(|&ns| ns > 0))
+        });
+        evidence
+    }
+
+    /// Enters the window into the duty's ring, and drops windows that begin before the duty's span.
+    fn close_duty_window(&mut self, span_ns: u64) {
+        self.spans_ns.push_back(span_ns);
+        let total = |spans: &VecDeque<u64>| spans.iter().sum::<u64>();
+        while self.spans_ns.len() > 1 && total(&self.spans_ns) > DUTY_SPAN_NS {
+            self.spans_ns.pop_front();
+        }
+        for thread in self.threads.values_mut() {
+            thread.closed_on_cpu_ns.push_back(thread.on_cpu_ns);
+            while thread.closed_on_cpu_ns.len() > self.spans_ns.len() {
+                thread.closed_on_cpu_ns.pop_front();
+            }
+        }
+    }
+
+    fn looks(&self) -> Looks {
+        let mut counting = self
+            .threads
+            .values()
+            .filter(|t| t.counts && !t.ended)
+            .peekable();
+        Looks {
+            in_window: self.looks,
+            ever: self.ever_looked,
+            all_confidential: counting.peek().is_some() && counting.all(|t| t.is_confidential),
+        }
+    }
+
+    fn fp_rounding(&self, host: SensorState) -> FpRounding {
+        let tests = || self.threads.values().filter(|thread| thread.counts);
+        // A concluded test stands for the tenant even if another one has the greater sum just now.
+        let nearest = tests()
+            .map(|thread| &thread.fp_rounding)
+            .max_by(|a, b| {
+                (a.concluded().cmp(&b.concluded()))
+                    .then(a.least_llr().total_cmp(&b.least_llr()))
+                    .then(a.samples().cmp(&b.samples()))
+            })
+            .copied()
+            .unwrap_or_default();
+        let concluded = || tests().filter(|thread| thread.fp_rounding.concluded());
+        let span_ns = self.spans_ns.iter().sum::<u64>();
+        let duty_ns = concluded()
+            .flat_map(|thread| &thread.closed_on_cpu_ns)
+            .fold(0_u64, |sum, &ns| sum.saturating_add(ns));
+        FpRounding {
+            state: register_state(host, self.looks()),
+            modes: self.modes,
+            llr: nearest.llr(),
+            test_samples: nearest.samples(),
+            concluded: nearest.concluded(),
+            concluded_on_cpu_ns: concluded()
+                .fold(0, |sum: u64, thread| sum.saturating_add(thread.on_cpu_ns)),
+            duty: ratio(duty_ns, span_ns),
+        }
+    }
+
+    fn register_randomness(&self, host: SensorState) -> RegisterRandomness {
+        let tests = || {
+            self.threads
+                .values()
+                .filter(|thread| thread.counts)
+                .map(|thread| &thread.register_randomness)
+        };
+        let any = tests()
+            .map(|test| (test.any_concluded(), test.any_llr()))
+            .max_by(nearer)
+            .unwrap_or_default();
+        let directed_test = tests()
+            .map(|test| (test.directed_concluded(), test.directed_llr()))
+            .max_by(nearer)
+            .unwrap_or_default();
+        RegisterRandomness {
+            state: register_state(host, self.looks()),
+            samples: all(&self.modes),
+            random: all(&self.random),
+            directed_samples: directed(&self.modes),
+            directed_random: directed(&self.random),
+            any_llr: any.1,
+            any_concluded: any.0,
+            directed_llr: directed_test.1,
+            directed_concluded: directed_test.0,
+        }
+    }
+}
+
+/// A concluded test before one that is not; then the greater sum.
+fn nearer(a: &(bool, f64), b: &(bool, f64)) -> std::cmp::Ordering {
+    a.0.cmp(&b.0).then(a.1.total_cmp(&b.1))
+}
+
+/// `part / whole`; 0 of nothing.
+fn ratio(part: u64, whole: u64) -> f64 {
+    if whole == 0 {
+        return 0.0;
+    }
+    std::time::Duration::from_nanos(part).as_secs_f64()
+        / std::time::Duration::from_nanos(whole).as_secs_f64()
+}
+
+#[cfg(test)]
+#[path = "evidence_tests.rs"]
+mod tests;

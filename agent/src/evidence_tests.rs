@@ -1,0 +1,219 @@
+use super::*;
+use crate::sensor::cpu::CpuFigures;
+
+const TENANT: TenantIndex = 1;
+const SECOND_NS: u64 = 1_000_000_000;
+const LIVE: HostSensors = HostSensors {
+    fp_rounding: SensorState::Live,
+    register_randomness: SensorState::Live,
+};
+
+fn delta(tid: u32, on_cpu_ns: u64, modes: Modes, random: Modes) -> ThreadDelta {
+    ThreadDelta {
+        thread: ThreadKey {
+            slot: tid,
+            tid,
+            start_boottime_ns: 1,
+        },
+        tenant: TENANT,
+        is_vcpu: true,
+        is_confidential: false,
+        ended: false,
+        cpu_number: 4,
+        cpu: CpuFigures {
+            on_cpu_ns,
+            ..CpuFigures::default()
+        },
+        looks: modes.iter().sum(),
+        modes,
+        random,
+    }
+}
+
+fn randomx(tid: u32, on_cpu_ns: u64) -> ThreadDelta {
+    delta(tid, on_cpu_ns, [130, 90, 90, 90], [129, 89, 90, 89])
+}
+
+fn honest(tid: u32, on_cpu_ns: u64) -> ThreadDelta {
+    delta(tid, on_cpu_ns, [400, 0, 0, 0], [0; 4])
+}
+
+fn update(tests: &mut Tests, deltas: &[ThreadDelta]) -> Vec<u32> {
+    tests.update(deltas, |_| true)
+}
+
+#[test]
+fn a_randomx_thread_beside_honest_ones_is_mining() {
+    let mut tests = Tests::default();
+    let deltas = [
+        honest(1, 9 * SECOND_NS),
+        randomx(2, 5 * SECOND_NS),
+        honest(3, 9 * SECOND_NS),
+    ];
+    update(&mut tests, &deltas);
+    let evidence = tests.close(TENANT, 10 * SECOND_NS, LIVE);
+    let fp = &evidence.fp_rounding;
+    assert_eq!(fp.state, SensorState::Live);
+    assert_eq!(fp.modes, [930, 90, 90, 90]);
+    assert_eq!(fp.test_samples, 400);
+    assert!(fp.concluded);
+    assert_eq!(fp.concluded_on_cpu_ns, 5 * SECOND_NS);
+    assert!((fp.duty - 0.5).abs() < 1e-9);
+    let rr = &evidence.register_randomness;
+    assert_eq!(
+        (
+            rr.samples,
+            rr.random,
+            rr.directed_samples,
+            rr.directed_random
+        ),
+        (1200, 397, 270, 268)
+    );
+    assert!(rr.any_concluded && rr.directed_concluded);
+    assert_eq!(
+        davy_evidence::verdict(&evidence).level,
+        davy_evidence::Level::Mining
+    );
+}
+
+#[test]
+fn four_honest_threads_in_four_modes_are_not_one_that_uses_them_all() {
+    let mut tests = Tests::default();
+    let deltas: Vec<_> = (0..4)
+        .map(|mode| {
+            let mut modes = [0; 4];
+            modes[mode] = 1_000;
+            delta(u32::try_from(mode).unwrap(), SECOND_NS, modes, [0; 4])
+        })
+        .collect();
+    update(&mut tests, &deltas);
+    let evidence = tests.close(TENANT, SECOND_NS, LIVE);
+    assert!(!evidence.fp_rounding.concluded);
+    assert_eq!(evidence.fp_rounding.concluded_on_cpu_ns, 0);
+}
+
+#[test]
+fn what_the_vmm_computes_is_not_the_guests_doing() {
+    let mut vmm = randomx(1, SECOND_NS);
+    vmm.is_vcpu = false;
+    let mut tests = Tests::default();
+    assert!(update(&mut tests, &[vmm]).is_empty());
+    let evidence = tests.close(TENANT, SECOND_NS, LIVE);
+    assert!(!evidence.fp_rounding.concluded);
+    assert_eq!(evidence.fp_rounding.state, SensorState::NeverRan);
+    // Of a plain process every thread counts.
+    let mut tests = Tests::default();
+    tests.update(&[vmm], |_| false);
+    assert!(tests.close(TENANT, SECOND_NS, LIVE).fp_rounding.concluded);
+}
+
+#[test]
+fn states_tell_unknown_from_nothing() {
+    let mut tests = Tests::default();
+    assert_eq!(
+        tests.close(TENANT, 1, LIVE).fp_rounding.state,
+        SensorState::NeverRan
+    );
+    update(&mut tests, &[honest(1, 1)]);
+    assert_eq!(
+        tests.close(TENANT, 1, LIVE).fp_rounding.state,
+        SensorState::Live
+    );
+    update(&mut tests, &[delta(1, 1, [0; 4], [0; 4])]);
+    assert_eq!(
+        tests.close(TENANT, 1, LIVE).fp_rounding.state,
+        SensorState::Stalled
+    );
+    let mut encrypted = randomx(2, 1);
+    encrypted.is_confidential = true;
+    let mut tests = Tests::default();
+    update(&mut tests, &[encrypted]);
+    let evidence = tests.close(TENANT, 1, LIVE);
+    assert_eq!(evidence.register_randomness.state, SensorState::Unsupported);
+    assert_eq!(evidence.fp_rounding.modes, [0; 4]);
+}
+
+#[test]
+fn duty_is_averaged_over_the_last_minute() {
+    let mut tests = Tests::default();
+    let mut duty = 0.0;
+    for _ in 0..6 {
+        update(&mut tests, &[randomx(1, 10 * SECOND_NS)]);
+        duty = tests.close(TENANT, 10 * SECOND_NS, LIVE).fp_rounding.duty;
+    }
+    assert!((duty - 1.0).abs() < 1e-9, "{duty}");
+    for _ in 0..3 {
+        update(&mut tests, &[randomx(1, 0)]);
+        duty = tests.close(TENANT, 10 * SECOND_NS, LIVE).fp_rounding.duty;
+    }
+    assert!((duty - 0.5).abs() < 1e-9, "{duty}");
+}
+
+#[test]
+fn an_ended_miner_counts_until_its_time_has_left_the_duty() {
+    let mut tests = Tests::default();
+    let mut ended = randomx(1, 10 * SECOND_NS);
+    ended.ended = true;
+    update(&mut tests, &[ended]);
+    let evidence = tests.close(TENANT, 10 * SECOND_NS, LIVE);
+    assert!(evidence.fp_rounding.concluded);
+    assert_eq!(evidence.fp_rounding.concluded_on_cpu_ns, 10 * SECOND_NS);
+    let evidence = tests.close(TENANT, 10 * SECOND_NS, LIVE);
+    assert!(evidence.fp_rounding.concluded);
+    assert_eq!(evidence.fp_rounding.concluded_on_cpu_ns, 0);
+    for _ in 0..6 {
+        tests.close(TENANT, 10 * SECOND_NS, LIVE);
+    }
+    assert!(
+        !tests
+            .close(TENANT, 10 * SECOND_NS, LIVE)
+            .fp_rounding
+            .concluded
+    );
+    assert!(tests.tenants[&TENANT].threads.is_empty());
+}
+
+#[test]
+fn stored_tests_are_resumed_by_threads_without_samples() {
+    let mut before = Tests::default();
+    update(&mut before, &[randomx(1, SECOND_NS)]);
+    let stored = before.close(TENANT, SECOND_NS, LIVE);
+
+    let mut tests = Tests::default();
+    tests.resume(TENANT, &stored).unwrap();
+    update(&mut tests, &[delta(7, SECOND_NS, [0; 4], [0; 4])]);
+    let evidence = tests.close(TENANT, SECOND_NS, LIVE);
+    assert!(evidence.fp_rounding.concluded);
+    assert_eq!(evidence.fp_rounding.llr, stored.fp_rounding.llr);
+    assert!(evidence.register_randomness.directed_concluded);
+
+    let mut tests = Tests::default();
+    update(&mut tests, &[honest(7, SECOND_NS)]);
+    tests.resume(TENANT, &stored).unwrap();
+    assert!(!tests.close(TENANT, SECOND_NS, LIVE).fp_rounding.concluded);
+}
+
+#[test]
+fn absurd_stored_tests_are_refused() {
+    let mut stored = TenantEvidence::default();
+    stored.fp_rounding.llr = [f64::NAN; 4];
+    let mut tests = Tests::default();
+    assert!(tests.resume(TENANT, &stored).is_err());
+    update(&mut tests, &[honest(1, 1)]);
+    assert!(!tests.close(TENANT, 1, LIVE).fp_rounding.concluded);
+}
+
+#[test]
+fn a_closer_look_is_asked_for_only_where_evidence_forms() {
+    let mut tests = Tests::default();
+    assert!(update(&mut tests, &[honest(1, 1)]).is_empty());
+    // Interval arithmetic sits in one directed mode.
+    assert!(update(&mut tests, &[delta(2, 1, [0, 50, 0, 0], [0; 4])]).is_empty());
+    assert_eq!(
+        update(&mut tests, &[delta(3, 1, [3, 1, 2, 1], [0; 4])]),
+        vec![4]
+    );
+    // Concluded: nothing more to learn.
+    update(&mut tests, &[randomx(5, 1)]);
+    assert!(update(&mut tests, &[randomx(5, 1)]).is_empty());
+}

@@ -1,0 +1,324 @@
+//! From readings to messages: ties discovery, sums and tests together.
+//!
+//! [`Observer::look`] is called at least once a second, and right before [`Observer::close`] at each window's end. Clocks and
+//! threads come through [`ThreadSource`], processes through [`Processes`]: nothing else is asked of the system.
+
+use std::collections::{BTreeMap, HashMap};
+
+use davy_abi::{FLAG_ENDED, TenantIndex};
+use davy_evidence::{Level, SensorState, TenantEvidence, Verdict, verdict};
+use davy_proto::v1;
+use tracing::{info, warn};
+
+use crate::{
+    config::Config,
+    error::chain,
+    evidence::{HostSensors, Tests},
+    kernel::Reading,
+    sensor::{Looks, register_state},
+    source::ThreadSource,
+    tenant::{
+        Kind, Tenant,
+        discover::{Processes, Registry},
+    },
+    uplink::Carried,
+    window::{Accountant, Moment, WindowSums},
+};
+
+/// A sensor's reason is cut to this on the wire, bytes.
+const REASON_BYTES_MAX: usize = 1_000;
+
+/// What one look found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Look {
+    /// CPUs on which evidence is forming.
+    pub forming_cpus: Vec<u32>,
+    /// Slots of ended threads that were handed back.
+    pub released: usize,
+}
+
+/// What the last closed window and the present readings amount to, for metrics.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Overview {
+    /// Threads watched now.
+    pub threads: usize,
+    /// Tenants by verdict level: quiet, suspect, mining.
+    pub tenants: BTreeMap<&'static str, u64>,
+    /// The sensors' states on this host.
+    pub sensors: Vec<(String, SensorState)>,
+}
+
+/// The span of a window, ns since the Unix epoch; `end > start`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// Its begin.
+    pub start_unix_ns: u64,
+    /// Its end.
+    pub end_unix_ns: u64,
+}
+
+/// The span that ends at `end_unix_ns` and lasted `elapsed_ns`. The wire refuses spans above an hour; a window
+/// closed a moment late, or after the machine was held up, is said to have begun later than it did.
+#[must_use]
+pub fn span(end_unix_ns: u64, elapsed_ns: u64) -> Span {
+    let elapsed_ns = elapsed_ns.clamp(1, 3_600_000_000_000);
+    Span {
+        start_unix_ns: end_unix_ns.saturating_sub(elapsed_ns),
+        end_unix_ns,
+    }
+}
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub struct Observer<S, P> {
+    source: S,
+    processes: P,
+    registry: Registry,
+    accountant: Accountant,
+    tests: Tests,
+    readings: Vec<Reading>,
+    carried: HashMap<String, TenantEvidence>,
+    levels: HashMap<TenantIndex, Level>,
+    looks: u64,
+    ever_looked: bool,
+    ever_watched: bool,
+    overview: Overview,
+}
+
+impl<S: ThreadSource, P: Processes> Observer<S, P> {
+    /// An observer that has seen nothing yet; `source` has just begun.
+    pub fn new(source: S, processes: P, config: &Config) -> Self {
+        let started_boottime_ns = source.boottime_ns();
+        Self {
+            registry: Registry::new(&config.tenant, config.name_pattern(), started_boottime_ns),
+            source,
+            processes,
+            accountant: Accountant::default(),
+            tests: Tests::default(),
+            readings: Vec::new(),
+            carried: HashMap::new(),
+            levels: HashMap::new(),
+            looks: 0,
+            ever_looked: false,
+            ever_watched: false,
+            overview: Overview::default(),
+        }
+    }
+
+    /// The source of readings.
+    pub fn source(&self) -> &S {
+        &self.source
+    }
+
+    /// The state at the last look and the last close.
+    pub fn overview(&self) -> &Overview {
+        &self.overview
+    }
+
+    /// Gives what a detector had stored of this host's tests. It is used for tenants found from now on, and for
+    /// threads of present ones that have given no sample yet.
+    pub fn carry(&mut self, carried: Vec<Carried>) {
+        self.carried
+            .extend(carried.into_iter().map(|c| (c.tenant_key, c.evidence)));
+    }
+
+    /// Takes readings, finds tenants, adds up.
+    pub fn look(&mut self) -> Look {
+        self.registry.follow(&mut self.source, &self.processes);
+        let mut moment = self.take_readings();
+        if self
+            .registry
+            .adopt(&self.readings, &mut self.source, &self.processes)
+        {
+            moment = self.take_readings();
+        }
+        self.resume_tests();
+        let registry = &self.registry;
+        let deltas = self.accountant.update(&self.readings, moment, |index| {
+            registry.tenant(index).map(|tenant| tenant.counts)
+        });
+        let forming_cpus = self.tests.update(&deltas, |index| {
+            registry
+                .tenant(index)
+                .is_some_and(|tenant| matches!(tenant.kind, Kind::Droplet { .. }))
+        });
+        let looks = deltas.iter().map(|delta| delta.looks).sum::<u64>();
+        self.looks += looks;
+        self.ever_looked |= looks > 0;
+        self.ever_watched |= !deltas.is_empty();
+        self.overview.threads = self.accountant.threads();
+        let mut released = 0;
+        // One that left its tenant but lives is not released yet: the kernel half ends it at its next switch.
+        for reading in &self.readings {
+            if reading.slot.flags & FLAG_ENDED != 0 {
+                self.source.release(reading);
+                released += 1;
+            }
+        }
+        Look {
+            forming_cpus,
+            released,
+        }
+    }
+
+    /// Closes the window, which ends with the last look. The message's sequence and losses are the queue's to set.
+    pub fn close(&mut self, span: Span) -> v1::Window {
+        let span_ns = span.end_unix_ns.saturating_sub(span.start_unix_ns);
+        let sensors = self.sensors();
+        let host = HostSensors {
+            fp_rounding: state_of(&sensors, "fp_rounding"),
+            register_randomness: state_of(&sensors, "register_randomness"),
+        };
+        let mut sums = self.accountant.close();
+        self.overview.tenants.clear();
+        let mut tenants = Vec::new();
+        for tenant in self.registry.tenants() {
+            let sums = sums.remove(&tenant.index).unwrap_or_default();
+            let evidence = self.tests.close(tenant.index, span_ns, host);
+            let verdict = verdict(&evidence);
+            let level = level_name(verdict.level);
+            *self.overview.tenants.entry(level).or_default() += 1;
+            if self.levels.insert(tenant.index, verdict.level) != Some(verdict.level) {
+                info!(tenant = %tenant.key, name = %tenant.name, verdict = level, reason = verdict.reasons.first(), "verdict");
+            }
+            tenants.push(message(tenant, &sums, &evidence, &verdict));
+        }
+        for index in self.registry.forget_ended() {
+            self.accountant.forget(index);
+            self.tests.forget(index);
+            self.levels.remove(&index);
+        }
+        self.overview.sensors = sensors
+            .iter()
+            .map(|(name, state, _)| ((*name).to_owned(), *state))
+            .collect();
+        self.looks = 0;
+        v1::Window {
+            sequence: 0,
+            start_unix_ns: span.start_unix_ns,
+            end_unix_ns: span.end_unix_ns,
+            tenants,
+            lost_windows: 0,
+            sensors: sensors
+                .into_iter()
+                .map(|(name, state, reason)| v1::SensorStatus {
+                    sensor: name.to_owned(),
+                    state: v1::SensorState::from(state).into(),
+                    reason: cut(reason),
+                })
+                .collect(),
+        }
+    }
+
+    fn take_readings(&mut self) -> Moment {
+        // The clocks before the figures: an open interval is then never counted beyond the reading.
+        let moment = Moment {
+            now_ns: self.source.now_ns(),
+            boottime_ns: self.source.boottime_ns(),
+        };
+        self.source.readings(&mut self.readings);
+        moment
+    }
+
+    fn resume_tests(&mut self) {
+        if self.carried.is_empty() {
+            return;
+        }
+        for tenant in self.registry.tenants() {
+            let Some(evidence) = self.carried.remove(&tenant.key) else {
+                continue;
+            };
+            match self.tests.resume(tenant.index, &evidence) {
+                Ok(()) => {
+                    info!(tenant = %tenant.key, "tests go on where they stood before the agent's restart");
+                }
+                Err(error) => {
+                    warn!(tenant = %tenant.key, error = chain(&error), "the detector's stored tests cannot be used");
+                }
+            }
+        }
+    }
+
+    /// What the sensors did on this host in the window that ends now.
+    fn sensors(&self) -> Vec<(&'static str, SensorState, String)> {
+        let looks = |in_window, ever| Looks {
+            in_window,
+            ever,
+            all_confidential: false,
+        };
+        let threads = u64::try_from(self.accountant.threads()).unwrap_or(u64::MAX);
+        self.source
+            .sensors()
+            .into_iter()
+            .map(|(name, can, reason)| {
+                let looks = if name == "cpu" {
+                    looks(threads, self.ever_watched)
+                } else {
+                    looks(self.looks, self.ever_looked)
+                };
+                (name, register_state(can, looks), reason)
+            })
+            .collect()
+    }
+}
+
+fn state_of(sensors: &[(&'static str, SensorState, String)], name: &str) -> SensorState {
+    sensors
+        .iter()
+        .find(|(sensor, ..)| *sensor == name)
+        .map_or(SensorState::Unsupported, |(_, state, _)| *state)
+}
+
+/// A level as metrics and logs say it.
+fn level_name(level: Level) -> &'static str {
+    match level {
+        Level::Quiet => "quiet",
+        Level::Suspect => "suspect",
+        Level::Mining => "mining",
+    }
+}
+
+fn cut(mut reason: String) -> String {
+    let mut end = reason.len().min(REASON_BYTES_MAX);
+    while !reason.is_char_boundary(end) {
+        end -= 1;
+    }
+    reason.truncate(end);
+    reason
+}
+
+fn message(
+    tenant: &Tenant,
+    sums: &WindowSums,
+    evidence: &TenantEvidence,
+    verdict: &Verdict,
+) -> v1::TenantWindow {
+    let (kind, vmm) = match &tenant.kind {
+        Kind::Droplet { vmm, .. } => (v1::TenantKind::Droplet, vmm.as_str()),
+        Kind::Cgroup { .. } => (v1::TenantKind::Cgroup, ""),
+        Kind::Process { .. } => (v1::TenantKind::Process, ""),
+    };
+    v1::TenantWindow {
+        key: tenant.key.clone(),
+        kind: kind.into(),
+        name: tenant.name.clone(),
+        droplet_id: tenant.droplet_id.clone(),
+        vmm: vmm.to_owned(),
+        vcpus: tenant.vcpus,
+        cpu: Some(v1::Cpu {
+            threads: sums.threads,
+            on_cpu_ns: sums.cpu.on_cpu_ns,
+            vcpu_on_cpu_ns: sums.vcpu_on_cpu_ns,
+            guest_ns: sums.cpu.guest_ns,
+            run_queue_wait_ns: sums.cpu.run_queue_wait_ns,
+            voluntary_switches: sums.cpu.voluntary_switches,
+            involuntary_switches: sums.cpu.involuntary_switches,
+        }),
+        evidence: Some(v1::Evidence::from(evidence)),
+        verdict: Some(v1::Verdict::from(verdict)),
+    }
+}
+
+#[cfg(test)]
+#[path = "observe_tests.rs"]
+mod tests;

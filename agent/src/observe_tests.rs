@@ -1,0 +1,177 @@
+use std::path::Path;
+
+use davy_abi::FLAG_VCPU;
+
+use super::*;
+use crate::source::script::{Script, ScriptedProcesses};
+
+const SECOND_NS: u64 = 1_000_000_000;
+
+fn observer(processes: ScriptedProcesses) -> Observer<Script, ScriptedProcesses> {
+    let text = "[names]\npattern = '^droplet-(?<id>[0-9]+)$'";
+    let config = Config::parse(Path::new("test.toml"), text).unwrap();
+    let script = Script {
+        now_ns: SECOND_NS,
+        ..Script::default()
+    };
+    Observer::new(script, processes, &config)
+}
+
+/// An observer of one QEMU with one vCPU in slot 1.
+fn observer_of_a_vm() -> Observer<Script, ScriptedProcesses> {
+    let mut processes = ScriptedProcesses::default();
+    processes.run(100, "qemu-system-x86_64 -name guest=droplet-8");
+    let mut observer = observer(processes);
+    observer.source.vcpu(1, 100);
+    observer
+}
+
+fn close(observer: &mut Observer<Script, ScriptedProcesses>) -> v1::Window {
+    observer.source.now_ns += 10 * SECOND_NS;
+    observer.look();
+    let window = observer.close(span(1_000 * SECOND_NS, 10 * SECOND_NS));
+    assert_eq!(window.start_unix_ns, 990 * SECOND_NS);
+    window
+}
+
+fn compute_randomx(observer: &mut Observer<Script, ScriptedProcesses>) {
+    let slot = observer.source.slot(1);
+    slot.on_cpu_ns += 8 * SECOND_NS;
+    slot.guest_ns += 7 * SECOND_NS;
+    slot.looks += 450;
+    for (mode, samples) in [(0, 140), (1, 100), (2, 100), (3, 100)] {
+        slot.modes[mode] += samples;
+        slot.random[mode] += samples;
+    }
+}
+
+#[test]
+fn a_vm_is_reported_from_the_first_window_on() {
+    let mut observer = observer_of_a_vm();
+    compute_randomx(&mut observer);
+    let window = close(&mut observer);
+    let [tenant] = &window.tenants[..] else {
+        panic!("one tenant, not {:?}", window.tenants);
+    };
+    assert_eq!(
+        (tenant.key.as_str(), tenant.droplet_id.as_str()),
+        ("qemu:droplet-8", "8")
+    );
+    assert_eq!(tenant.kind(), v1::TenantKind::Droplet);
+    assert_eq!((tenant.vmm.as_str(), tenant.vcpus), ("qemu", 1));
+    let cpu = tenant.cpu.unwrap();
+    assert_eq!((cpu.threads, cpu.on_cpu_ns), (1, 8 * SECOND_NS));
+    assert_eq!(
+        (cpu.vcpu_on_cpu_ns, cpu.guest_ns),
+        (8 * SECOND_NS, 7 * SECOND_NS)
+    );
+    let evidence = tenant.evidence.as_ref().unwrap();
+    assert!(evidence.fp_rounding.as_ref().unwrap().concluded);
+    let verdict = tenant.verdict.as_ref().unwrap();
+    assert!(!verdict.reasons.is_empty());
+    assert_ne!(verdict.level(), v1::VerdictLevel::Quiet);
+}
+
+#[test]
+fn sensors_that_cannot_measure_are_said_so() {
+    let mut observer = observer_of_a_vm();
+    compute_randomx(&mut observer);
+    let window = close(&mut observer);
+    let states: Vec<_> = window.sensors.iter().map(v1::SensorStatus::state).collect();
+    assert_eq!(
+        states,
+        [
+            v1::SensorState::Live,
+            v1::SensorState::Live,
+            v1::SensorState::Unsupported
+        ]
+    );
+    assert_eq!(window.sensors[2].reason, "scripted to be absent");
+    let evidence = window.tenants[0].evidence.as_ref().unwrap();
+    let random = evidence.register_randomness.as_ref().unwrap();
+    assert_eq!(random.state(), v1::SensorState::Unsupported);
+    let window = close(&mut observer);
+    assert_eq!(window.sensors[1].state(), v1::SensorState::Stalled);
+}
+
+#[test]
+fn nothing_to_watch_is_an_empty_window() {
+    let mut observer = observer(ScriptedProcesses::default());
+    let window = close(&mut observer);
+    assert!(window.tenants.is_empty());
+    assert_eq!(window.sensors[0].state(), v1::SensorState::NeverRan);
+}
+
+#[test]
+fn an_ended_vms_last_part_is_reported_and_its_slot_handed_back() {
+    let mut observer = observer_of_a_vm();
+    close(&mut observer);
+    observer.source.slot(1).on_cpu_ns += 5;
+    observer.source.end(1);
+    assert_eq!(observer.look().released, 1);
+    let window = close(&mut observer);
+    assert_eq!(window.tenants[0].cpu.unwrap().on_cpu_ns, 5);
+    assert!(close(&mut observer).tenants.is_empty());
+    assert_eq!(observer.source.released, vec![1]);
+}
+
+#[test]
+fn stored_tests_go_on_after_a_restart() {
+    let mut before = observer_of_a_vm();
+    compute_randomx(&mut before);
+    let window = close(&mut before);
+    let stored = window.tenants[0].evidence.clone().unwrap();
+
+    let mut after = observer_of_a_vm();
+    after.carry(vec![Carried {
+        tenant_key: "qemu:droplet-8".to_owned(),
+        evidence: stored.try_into().unwrap(),
+    }]);
+    let window = close(&mut after);
+    let fp = window.tenants[0]
+        .evidence
+        .as_ref()
+        .unwrap()
+        .fp_rounding
+        .clone()
+        .unwrap();
+    assert!(fp.concluded);
+    assert_eq!(fp.state(), v1::SensorState::NeverRan);
+}
+
+#[test]
+fn a_closer_look_is_asked_for_where_evidence_forms() {
+    let mut observer = observer_of_a_vm();
+    observer.look();
+    let slot = observer.source.slot(1);
+    slot.cpu = 3;
+    slot.modes = [2, 1, 1, 0];
+    assert_eq!(observer.look().forming_cpus, vec![3]);
+    assert!(observer.look().forming_cpus.is_empty());
+}
+
+#[test]
+fn a_thread_that_becomes_a_vcpu_counts_as_one_from_then_on() {
+    let mut observer = observer_of_a_vm();
+    observer.look();
+    observer.source.thread(2, 100, 1);
+    observer.look();
+    observer.source.slot(2).flags |= FLAG_VCPU;
+    assert_eq!(close(&mut observer).tenants[0].vcpus, 2);
+}
+
+#[test]
+fn a_span_is_never_longer_than_the_wire_allows() {
+    let hour_ns = 3_600 * SECOND_NS;
+    let late = span(10_000 * SECOND_NS, hour_ns + 5);
+    assert_eq!(late.end_unix_ns - late.start_unix_ns, hour_ns);
+    let instant = span(10, 0);
+    assert!(instant.end_unix_ns > instant.start_unix_ns);
+}
+
+#[test]
+fn long_reasons_are_cut_at_a_character() {
+    assert_eq!(cut("ok".to_owned()), "ok");
+    let reason = cut("ü".repeat(2_000));
+    assert!(reason.len() <= REASON_BYTES_MAX && reason.chars().all(|c| c == 'ü'));
+}

@@ -1,0 +1,49 @@
+//! `register_randomness`: samples with at least 8 of 16 vector registers uniformly random and changed.
+//!
+//! Kernel half: `agent-ebpf/src/sensor/register_randomness.rs`; counts leave it, never contents. They come by
+//! rounding mode, because only RandomX computes outside mode 0 with registers full of random bits. The test
+//! itself is `davy_evidence::register_randomness`.
+
+use davy_abi::Slot;
+
+use super::fp_rounding::{Modes, difference};
+
+/// Random samples since `before`, by rounding mode, and never more than the samples of that mode: the two
+/// counters of a slot are read together, but a test must not see more successes than trials.
+#[must_use]
+pub fn since(slot: &Slot, before: &Modes, samples: &Modes) -> Modes {
+    let random = difference(&slot.random, before);
+    std::array::from_fn(|mode| random[mode].min(samples[mode]))
+}
+
+/// Sum over all modes.
+#[must_use]
+pub fn all(modes: &Modes) -> u64 {
+    modes.iter().fold(0, |sum, &n| sum.saturating_add(n))
+}
+
+/// Sum over the directed modes (1..3).
+#[must_use]
+pub fn directed(modes: &Modes) -> u64 {
+    modes[1..].iter().fold(0, |sum, &n| sum.saturating_add(n))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn there_are_never_more_random_samples_than_samples() {
+        let slot = Slot {
+            random: [5, 9, 1, 0],
+            ..Slot::default()
+        };
+        assert_eq!(since(&slot, &[1, 0, 3, 0], &[10, 7, 1, 1]), [4, 7, 0, 0]);
+    }
+
+    #[test]
+    fn sums_are_over_all_and_over_directed_modes() {
+        assert_eq!(all(&[1, 2, 3, 4]), 10);
+        assert_eq!(directed(&[1, 2, 3, 4]), 9);
+    }
+}
