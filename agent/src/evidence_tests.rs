@@ -1,3 +1,5 @@
+//! The tenants' sequential tests, on deltas made by hand.
+
 use super::*;
 use crate::sensor::cpu::CpuFigures;
 

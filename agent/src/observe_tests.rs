@@ -1,3 +1,5 @@
+//! The observer, driven by a scripted source of readings.
+
 use std::path::Path;
 
 use davy_abi::FLAG_VCPU;

@@ -1,3 +1,5 @@
+//! Window sums, on readings made by hand.
+
 use davy_abi::{FLAG_ENDED, FLAG_LIVE, FLAG_VCPU, Slot};
 use proptest::prelude::*;
 

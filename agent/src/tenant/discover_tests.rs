@@ -1,3 +1,5 @@
+//! Discovery, on scripted readings and processes.
+
 use super::*;
 use crate::{
     source::script::{Script, ScriptedProcesses},

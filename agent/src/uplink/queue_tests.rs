@@ -1,3 +1,5 @@
+//! The bounded queue: order, limits, losses.
+
 use proptest::prelude::*;
 
 use super::*;

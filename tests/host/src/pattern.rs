@@ -74,6 +74,12 @@ impl Words {
     pub fn next_unit(&mut self) -> f64 {
         (self.next_word() >> 11) as f64 / (1u64 << 53) as f64
     }
+
+    /// A number in -10.0..10.0 with a full mantissa.
+    #[expect(clippy::cast_possible_truncation, reason = "a float is wanted")]
+    pub fn next_float(&mut self) -> f32 {
+        (self.next_unit() * 20.0 - 10.0) as f32
+    }
 }
 
 /// Contents by name: what a kind of program keeps in its vector registers.
@@ -84,7 +90,7 @@ pub fn content(kind: &str, words: &mut Words) -> Option<Registers> {
         *half = match kind {
             "random" => words.next_word(),
             "doubles" => (words.next_unit() * 200.0 - 100.0).to_bits(),
-            "floats" => pair(|| (words.next_unit() as f32 * 20.0 - 10.0).to_bits()),
+            "floats" => pair(|| words.next_float().to_bits()),
             "integers" => words.next_word() & 0x0000_ffff_0000_0fff,
             "residuals" => bytes(4, |_| {
                 let small = (words.next_word() % 31) as i16 - 15;

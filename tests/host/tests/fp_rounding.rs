@@ -1,5 +1,7 @@
 //! `fp_rounding` on the local kernel: what a process has in MXCSR is counted, and only when something changed.
 
+#![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
+
 use davy_host_tests::{Load, kernel, reading_of, wait_for};
 
 const LOAD: &str = env!("CARGO_BIN_EXE_davy-host-load");

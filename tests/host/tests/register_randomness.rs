@@ -1,6 +1,8 @@
 //! `register_randomness` on the local kernel: uniform bits are told from what honest programs keep in vector
 //! registers, and no map holds a register's bytes.
 
+#![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
+
 use davy_host_tests::{Load, kernel, reading_of, wait_for};
 
 const LOAD: &str = env!("CARGO_BIN_EXE_davy-host-load");
