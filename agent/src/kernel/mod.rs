@@ -155,6 +155,23 @@ impl Kernel {
             .ok_or(KernelError::NoSuchProcess { tgid })
     }
 
+    /// Watches the calling thread alone: what it starts from now on is watched from birth, in this tenant.
+    ///
+    /// # Errors
+    /// If no slot is free for it.
+    pub fn watch_this_thread(
+        &mut self,
+        tenant: TenantIndex,
+    ) -> Result<WatchedThreads, KernelError> {
+        let tid = rustix::thread::gettid()
+            .as_raw_nonzero()
+            .get()
+            .unsigned_abs();
+        let mut sum = WatchedThreads::default();
+        self.watch_thread(tid, tenant, &mut sum)?;
+        Ok(sum)
+    }
+
     /// Watches all threads of a process and of its present descendants.
     ///
     /// # Errors
