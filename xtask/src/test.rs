@@ -213,7 +213,7 @@ fn run_unit(report: &Report) -> Result<SuiteResult> {
     }
     let mut command = shell::cargo()?;
     command.args(["test", "--workspace", "--no-fail-fast"]);
-    command.args(["--exclude", "davy-host-tests", "--exclude", "davy-vm-tests"]);
+    command.args(["--exclude", "davy-host-tests"]);
     cargo_test("unit", &mut command)
 }
 
