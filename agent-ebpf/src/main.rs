@@ -1,9 +1,10 @@
-//! The kernel half of the agent: one program at every switch of the scheduler, one at every fork.
+//! The kernel half of the agent: one program at every switch of the scheduler, one at every fork and one at every exec.
 //!
 //! - `sched_switch` (`tp_btf/sched_switch`): the thread that leaves has its books copied into its slot
 //!   ([`sensor::cpu`]); the thread that enters is looked up, and its registers, saved when it last left,
 //!   are looked at ([`sensor::fp_rounding`], [`sensor::register_randomness`]).
 //! - `sched_process_fork` (`tp_btf/sched_process_fork`): a child of a watched thread is watched from birth.
+//! - `sched_process_exec` (`tp_btf/sched_process_exec`): a thread that execs may get another id.
 //!
 //! Work per event is constant: no loops over tasks, nothing allocated, one hash lookup for the thread that
 //! enters, none for the one that leaves (it is the one that entered), nothing for the idle task.
@@ -46,6 +47,16 @@ pub fn sched_process_fork(ctx: BtfTracePointContext) -> i32 {
     // SAFETY: the arguments' types are those of the tracepoint's prototype.
     let (parent, child) = unsafe { (Task::new(ctx.arg(0)), Task::new(ctx.arg(1))) };
     thread::born(parent, child);
+    0
+}
+
+/// `TP_PROTO(struct task_struct *p, pid_t old_pid, struct linux_binprm *bprm)`, include/trace/events/sched.h.
+/// A thread that execs while it is not its group's leader takes over the leader's id (`de_thread`, fs/exec.c).
+#[btf_tracepoint(function = "sched_process_exec")]
+pub fn sched_process_exec(ctx: BtfTracePointContext) -> i32 {
+    // SAFETY: the arguments' types are those of the tracepoint's prototype.
+    let (task, old_tid) = unsafe { (Task::new(ctx.arg(0)), ctx.arg::<u32>(1)) };
+    thread::renamed(task, old_tid);
     0
 }
 

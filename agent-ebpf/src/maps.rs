@@ -81,6 +81,14 @@ pub fn give_slot(tid: u32, fill: impl FnOnce(*mut Slot)) -> SlotIndex {
     index
 }
 
+/// Enters a thread that has a slot under another id, in place of whoever had that id.
+#[inline(always)]
+pub fn rename(tid: u32, index: SlotIndex) {
+    if THREADS.insert(&tid, &index, 0).is_err() {
+        count(Counter::TableFull);
+    }
+}
+
 /// Forgets a thread. Its slot is handed back by the agent, once the last figures were read.
 #[inline(always)]
 pub fn forget(tid: u32) {

@@ -85,6 +85,35 @@ pub fn born(parent: Task, child: Task) {
     watch(child, child.tid(), tenant, 0);
 }
 
+/// The thread that runs now has execed and may have taken over the id of its group's leader.
+#[inline(always)]
+pub fn renamed(task: Task, old_tid: u32) {
+    let tid = task.tid();
+    if tid == old_tid {
+        return;
+    }
+    let index = maps::slot_of(old_tid);
+    maps::forget(old_tid);
+    // The old leader has ended; if its last switch came after the ids were exchanged it was not known by then.
+    if let Some(leader) = maps::slot(maps::slot_of(tid)) {
+        // SAFETY: points into the slot table; the leader does not run any more.
+        unsafe {
+            if (*leader).tid == tid && (*leader).flags & FLAG_LIVE != 0 {
+                (*leader).flags = ((*leader).flags & !FLAG_LIVE) | FLAG_ENDED;
+            }
+        }
+    }
+    if index == 0 {
+        maps::forget(tid);
+        return;
+    }
+    if let Some(slot) = maps::slot(index) {
+        maps::rename(tid, index);
+        // SAFETY: points into the slot table; the thread runs on this CPU, its slot's only writer.
+        unsafe { (*slot).tid = tid };
+    }
+}
+
 /// A vCPU thread nobody announced: the kernel keeps a guest's registers for it.
 #[inline(always)]
 fn find_vcpu(task: Task, tid: u32) -> SlotIndex {

@@ -18,7 +18,7 @@ use super::{
 /// The object, aligned as the ELF reader wants it.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/davy-agent-ebpf.o"));
 
-const PROGRAMS: [&str; 2] = ["sched_process_fork", "sched_switch"];
+const PROGRAMS: [&str; 3] = ["sched_process_exec", "sched_process_fork", "sched_switch"];
 
 pub(super) fn load(options: &KernelOptions) -> Result<Kernel, LoadError> {
     check(options)?;

@@ -167,3 +167,23 @@ fn a_group_that_vanishes_is_told() {
     assert_eq!(kernel.refresh_cgroups(), [directory]);
     assert!(kernel.refresh_cgroups().is_empty());
 }
+
+#[test]
+fn a_thread_that_takes_over_its_leaders_id_is_followed() {
+    let mut load = Load::spawn(LOAD, &["exec"]);
+    wait_for("the load asleep", || kernels_own(load.id(), load.id()));
+    let mut kernel = kernel();
+    kernel.watch_process(load.id(), 1).unwrap();
+    load.go();
+    assert_eq!(load.line(), "ready");
+    let slot = wait_for("samples after the exec", || {
+        let slot = davy_host_tests::reading_of(&kernel, load.id())?.slot;
+        (slot.modes[2] >= 20).then_some(slot)
+    });
+    assert_eq!((slot.tid, slot.tenant), (load.id(), 1));
+    let live = readings(&kernel)
+        .iter()
+        .filter(|r| r.slot.tenant == 1 && !r.ended())
+        .count();
+    assert_eq!(live, 1, "the old leader has ended");
+}

@@ -7,11 +7,13 @@
 //! | `secret HEX` | keeps one known 16-byte value in all registers, changing only a counter in one of them |
 //! | `churn THREADS SECONDS` | waits for the end of its input; then for that long THREADS threads compute, sleep, yield and start and end further threads; says `done` and waits, with THREADS threads alive |
 //! | `zombies COUNT` | waits for the end of its input; then starts COUNT processes that compute and end, and never asks how; says `done` and waits |
+//! | `exec` | waits for the end of its input; then a thread that is not the first one becomes `hold doubles 2` |
 //! | `stop` | sleeps |
 //! | `load` | loads the kernel half and says `loaded`, or the error |
 
 use std::{
     io::Read,
+    os::unix::process::CommandExt,
     process::ExitCode,
     thread,
     time::{Duration, Instant},
@@ -34,6 +36,7 @@ fn main() -> ExitCode {
             work(length_ms, Instant::now() + Duration::from_secs(1));
             ExitCode::SUCCESS
         }
+        ["exec"] => exec(),
         ["stop"] => {
             println!("ready");
             park()
@@ -154,6 +157,19 @@ fn zombies(count: &str) -> ExitCode {
     }
     println!("done");
     park()
+}
+
+fn exec() -> ExitCode {
+    let _ = std::io::stdin().read_to_end(&mut Vec::new());
+    let _ = thread::spawn(|| {
+        let program = std::env::current_exe().unwrap_or_default();
+        let error = std::process::Command::new(program)
+            .args(["hold", "doubles", "2"])
+            .exec();
+        eprintln!("{error}");
+    })
+    .join();
+    ExitCode::FAILURE
 }
 
 fn park() -> ! {
