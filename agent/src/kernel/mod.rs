@@ -299,7 +299,22 @@ impl Kernel {
         };
         self.slots.fill(index, &books.to_slot(tenant));
         match self.threads.insert(tid, index, libc_bpf_noexist()) {
-            Ok(()) => sum.added += 1,
+            Ok(()) if Books::read(tid).is_some_and(|now| now.same_thread(&books)) => {
+                sum.added += 1;
+            }
+            Ok(()) => {
+                // It ended meanwhile, and the kernel half may not have met its end: nobody else would hand the slot
+                // back, and another thread may get its id.
+                let _ = self.threads.remove(&tid);
+                if self
+                    .slots
+                    .get(index)
+                    .is_some_and(|slot| slot.flags & FLAG_ENDED == 0)
+                {
+                    self.slots.fill(index, &Slot::default());
+                    self.hand_back(index)?;
+                }
+            }
             Err(_) => {
                 // The kernel half was faster: the thread was born to a watched one, or was found as a vCPU.
                 self.slots.fill(index, &Slot::default());

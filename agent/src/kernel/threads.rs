@@ -142,6 +142,12 @@ impl Books {
         })
     }
 
+    /// Whether both are of one thread; an id alone may have been given to another one.
+    pub(super) fn same_thread(&self, other: &Self) -> bool {
+        (self.tid, self.tgid, self.start_boottime_ns)
+            == (other.tid, other.tgid, other.start_boottime_ns)
+    }
+
     /// A slot for the kernel half: everything until now is the base.
     pub(super) fn to_slot(self, tenant: TenantIndex) -> Slot {
         Slot {
