@@ -4,6 +4,7 @@
 //! These tests load the real programs into the running kernel, so they need root and BTF. They are run one at
 //! a time. Nothing here asserts on times: a test polls for a state and fails when the deadline has passed.
 
+pub mod guest;
 pub mod pattern;
 
 use std::{

@@ -1,0 +1,88 @@
+//! A real KVM guest as small as can be: one vCPU in real mode, without firmware or kernel.
+//!
+//! Its program, at 0x1000: say so on port 0x10, then jump in place for ever. It uses no vector register: where KVM
+//! emulates real mode instead of running it, such instructions may do nothing.
+
+use std::{convert::Infallible, io::Write as _, thread, time::Duration};
+
+use kvm_bindings::kvm_userspace_memory_region;
+use kvm_ioctls::{Kvm, VcpuExit, VcpuFd};
+
+const MEMORY_BYTES: usize = 0x10000;
+const PROGRAM_AT: usize = 0x1000;
+/// Intel SDM vol. 2: `out 0x10, al`; `jmp` to itself.
+const PROGRAM: [u8; 4] = [0xe6, 0x10, 0xeb, 0xfe];
+/// How long the guest may take to say that it runs.
+const START: Duration = Duration::from_secs(20);
+
+/// Runs the guest, and says `ready` once it runs.
+///
+/// # Errors
+/// If KVM is not there or refuses something.
+pub fn run() -> Result<Infallible, kvm_ioctls::Error> {
+    let kvm = Kvm::new()?;
+    let vm = kvm.create_vm()?;
+    let memory = memory();
+    let region = kvm_userspace_memory_region {
+        slot: 0,
+        flags: 0,
+        guest_phys_addr: 0,
+        memory_size: MEMORY_BYTES as u64,
+        userspace_addr: memory.as_ptr() as u64,
+    };
+    // SAFETY: the memory is leaked, so it outlives the VM; nothing else touches it once the guest runs.
+    unsafe { vm.set_user_memory_region(region) }?;
+    let mut vcpu = vm.create_vcpu(0)?;
+    set_registers(&vcpu)?;
+    let (started, has_started) = std::sync::mpsc::channel();
+    thread::spawn(move || {
+        if has_started.recv_timeout(START).is_err() {
+            println!("no guest: KVM took it but it does not run");
+            std::process::exit(1);
+        }
+    });
+    // A vCPU thread that is not the process's first one, as with every VMM.
+    let outcome = thread::Builder::new()
+        .name("CPU 0/KVM".to_owned())
+        .spawn(move || {
+            loop {
+                match vcpu.run() {
+                    Ok(VcpuExit::IoOut(..)) => {
+                        println!("ready");
+                        let _ = std::io::stdout().flush();
+                        let _ = started.send(());
+                    }
+                    Ok(_) => {}
+                    Err(error) if error.errno() == rustix::io::Errno::INTR.raw_os_error() => {}
+                    Err(error) => return error,
+                }
+            }
+        })
+        .map(thread::JoinHandle::join);
+    match outcome {
+        Ok(Ok(error)) => Err(error),
+        _ => Err(kvm_ioctls::Error::new(
+            rustix::io::Errno::AGAIN.raw_os_error(),
+        )),
+    }
+}
+
+/// Page-aligned memory with the program, never freed.
+fn memory() -> &'static mut [u8] {
+    let memory = vec![0u8; MEMORY_BYTES + 0x1000].leak();
+    let skip = memory.as_ptr().align_offset(0x1000);
+    let memory = &mut memory[skip..skip + MEMORY_BYTES];
+    memory[PROGRAM_AT..PROGRAM_AT + PROGRAM.len()].copy_from_slice(&PROGRAM);
+    memory
+}
+
+fn set_registers(vcpu: &VcpuFd) -> Result<(), kvm_ioctls::Error> {
+    let mut special = vcpu.get_sregs()?;
+    special.cs.base = 0;
+    special.cs.selector = 0;
+    vcpu.set_sregs(&special)?;
+    let mut general = vcpu.get_regs()?;
+    general.rip = PROGRAM_AT as u64;
+    general.rflags = 2;
+    vcpu.set_regs(&general)
+}

@@ -1,0 +1,34 @@
+//! vCPU threads on the local kernel: the vCPU of a real KVM guest is found by itself, and nothing else is. What
+//! guests compute is looked at in `tests/vm`.
+
+use davy_host_tests::{Load, kernel, readings, wait_for};
+
+const LOAD: &str = env!("CARGO_BIN_EXE_davy-host-load");
+
+#[test]
+fn a_vcpu_is_found_by_itself() {
+    let mut load = Load::spawn(LOAD, &["guest"]);
+    let said = load.line();
+    if said != "ready" {
+        println!("SKIPPED: no KVM guest can run on this machine ({said})");
+        return;
+    }
+    let kernel = kernel();
+    assert_eq!(kernel.vcpus_unsupported(), None);
+    let slot = wait_for("looks at the guest", || {
+        let of_load: Vec<_> = readings(&kernel)
+            .into_iter()
+            .filter(|reading| reading.slot.tgid == load.id())
+            .collect();
+        let [vcpu] = of_load[..] else {
+            assert!(of_load.is_empty(), "only the vCPU is found: {of_load:?}");
+            return None;
+        };
+        assert!(vcpu.is_vcpu());
+        let enough = vcpu.slot.looks >= 20 && vcpu.slot.guest_ns > 0;
+        enough.then_some(vcpu.slot)
+    });
+    assert_ne!(slot.tid, slot.tgid, "the vCPU has a thread of its own");
+    assert_eq!(slot.tenant, 0, "the agent has not said whose it is");
+    assert_eq!(slot.modes, [0; 4], "its registers never change");
+}
