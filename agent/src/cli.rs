@@ -1,11 +1,25 @@
 //! The command line.
 
-use std::{io::IsTerminal as _, path::PathBuf, process::ExitCode};
+use std::{
+    ffi::OsString,
+    io::{IsTerminal as _, Write as _},
+    path::PathBuf,
+    process::ExitCode,
+    time::Duration,
+};
 
-use clap::{Parser, Subcommand};
+use anyhow::Context as _;
+use clap::{ArgGroup, Args, Parser, Subcommand};
+use davy_evidence::Level;
+use tokio::signal::unix::SignalKind;
 use tracing_subscriber::EnvFilter;
 
-use crate::{check, config::Config, run};
+use crate::{
+    check,
+    config::Config,
+    run,
+    trial::{self, Options, Target, text},
+};
 
 /// Davy's agent: one per hypervisor host.
 ///
@@ -40,6 +54,41 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Watch a command, a process or a control group for a while, and tell what Davy would conclude, and why.
+    ///
+    /// A command is run as its own tenant, with everything it starts, and is ended with the trial (SIGTERM, and
+    /// SIGKILL after 2 s); its input is /dev/null. The trial ends early when everything it watches has ended, and
+    /// at Ctrl-C, with the verdict so far. A process or control group is only watched, never ended.
+    ///
+    /// Needs root (or CAP_BPF and CAP_PERFMON). The result goes to standard output, progress to standard error.
+    /// Exit status 0 if the trial itself worked, whatever the verdict and the command's own status.
+    Trial(TrialArguments),
+}
+
+#[derive(Debug, Args)]
+#[command(group(ArgGroup::new("target").required(true).args(["command", "pid", "cgroup"])))]
+struct TrialArguments {
+    /// How long at most, s; 1 to 86400.
+    #[arg(long, value_name = "N", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    seconds: u64,
+    /// Print one JSON document instead (docs/trial.md describes it).
+    #[arg(long)]
+    json: bool,
+    /// Write the command's output to FILE; without it, it goes to standard error.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["pid", "cgroup"])]
+    output: Option<PathBuf>,
+    /// End as soon as the verdict is at least LEVEL: suspect or mining.
+    #[arg(long, value_name = "LEVEL", value_parser = until)]
+    until: Option<Level>,
+    /// Watch this process, which runs already, and its descendants.
+    #[arg(long, value_name = "PID", value_parser = clap::value_parser!(u32).range(1..))]
+    pid: Option<u32>,
+    /// Watch this control group (its directory) and the groups below it.
+    #[arg(long, value_name = "DIR")]
+    cgroup: Option<PathBuf>,
+    /// The command to run, and its arguments, behind `--`.
+    #[arg(last = true, value_name = "CMD")]
+    command: Vec<OsString>,
 }
 
 impl Cli {
@@ -54,11 +103,69 @@ impl Cli {
                     .map(|()| ExitCode::SUCCESS)
             }
             Command::Check { json } => check::print(json),
+            Command::Trial(arguments) => try_out(arguments),
         };
         outcome.unwrap_or_else(|error| {
             eprintln!("davy-agent: {error:#}");
             ExitCode::FAILURE
         })
+    }
+}
+
+fn try_out(arguments: TrialArguments) -> anyhow::Result<ExitCode> {
+    let TrialArguments {
+        seconds,
+        json,
+        output,
+        until,
+        pid,
+        cgroup,
+        command,
+    } = arguments;
+    let target = match (pid, cgroup) {
+        (Some(pid), _) => Target::Process(pid),
+        (None, Some(dir)) => Target::Cgroup(dir),
+        (None, None) => Target::Command(command),
+    };
+    let options = Options {
+        length: Duration::from_secs(seconds),
+        output,
+        until,
+        ..Options::of(target)
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .context("cannot start the runtime that waits for signals")?;
+    let signals = [
+        SignalKind::interrupt(),
+        SignalKind::terminate(),
+        SignalKind::hangup(),
+    ];
+    let stop = run::stop_signals(&runtime, &signals)?;
+    let mut shown = text::ProgressLine::default();
+    let outcome = trial::run(&options, &stop, &mut |progress| shown.show(progress));
+    shown.end();
+    let document = outcome?;
+    let mut text = if json {
+        serde_json::to_string(&document).context("cannot write the result as JSON")?
+    } else {
+        text::result(&document)
+    };
+    if !text.ends_with('\n') {
+        text.push('\n');
+    }
+    std::io::stdout()
+        .write_all(text.as_bytes())
+        .context("cannot write to standard output")?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn until(name: &str) -> Result<Level, &'static str> {
+    match name.parse() {
+        Ok(level @ (Level::Suspect | Level::Mining)) => Ok(level),
+        Ok(Level::Quiet) | Err(_) => Err("it must be suspect or mining"),
     }
 }
 
@@ -98,5 +205,23 @@ mod tests {
         assert!(Cli::try_parse_from(["davy-agent", "run"]).is_ok());
         assert!(Cli::try_parse_from(["davy-agent", "check", "--json"]).is_ok());
         assert!(Cli::try_parse_from(["davy-agent"]).is_err());
+    }
+
+    #[test]
+    fn a_trial_has_exactly_one_target() {
+        let parses = |arguments: &[&str]| {
+            let words = ["davy-agent", "trial"].iter().chain(arguments);
+            Cli::try_parse_from(words).is_ok()
+        };
+        assert!(parses(&["--", "sleep", "--json"]));
+        assert!(parses(&["--pid", "7", "--until", "mining", "--json"]));
+        assert!(parses(&["--cgroup", "/sys/fs/cgroup/x", "--seconds", "5"]));
+        assert!(!parses(&[]));
+        assert!(!parses(&["--pid", "7", "--", "sleep"]));
+        assert!(!parses(&["--pid", "7", "--cgroup", "/x"]));
+        assert!(!parses(&["--pid", "0"]));
+        assert!(!parses(&["--pid", "7", "--output", "x"]));
+        assert!(!parses(&["--seconds", "0", "--", "sleep"]));
+        assert!(!parses(&["--until", "quiet", "--", "sleep"]));
     }
 }

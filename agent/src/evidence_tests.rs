@@ -14,7 +14,7 @@ fn delta(tid: u32, on_cpu_ns: u64, modes: Modes, random: Modes) -> ThreadDelta {
     ThreadDelta {
         thread: ThreadKey {
             slot: tid,
-            tid,
+            tgid: tid,
             start_boottime_ns: 1,
         },
         tenant: TENANT,

@@ -21,5 +21,6 @@ pub mod run;
 pub mod sensor;
 pub mod source;
 pub mod tenant;
+pub mod trial;
 pub mod uplink;
 pub mod window;

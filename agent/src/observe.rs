@@ -22,7 +22,7 @@ use crate::{
         discover::{Processes, Registry},
     },
     uplink::Carried,
-    window::{Accountant, Moment, WindowSums},
+    window::{Accountant, ThreadDelta, WindowSums},
 };
 
 /// A sensor's reason is cut to this on the wire, bytes.
@@ -68,6 +68,27 @@ pub fn span(end_unix_ns: u64, elapsed_ns: u64) -> Span {
     }
 }
 
+impl Span {
+    /// The same, beginning where `previous` ended: span and end are read from two clocks at two moments, and windows
+    /// that follow one another neither overlap nor leave a gap. Left as it is if the wall clock was set meanwhile.
+    #[must_use]
+    pub fn after(self, previous: Option<Self>) -> Self {
+        const APART_NS_MAX: u64 = 1_000_000_000;
+        match previous {
+            Some(previous)
+                if previous.end_unix_ns.abs_diff(self.start_unix_ns) < APART_NS_MAX
+                    && previous.end_unix_ns < self.end_unix_ns =>
+            {
+                Self {
+                    start_unix_ns: previous.end_unix_ns,
+                    ..self
+                }
+            }
+            _ => self,
+        }
+    }
+}
+
 /// See the module's documentation.
 #[derive(Debug)]
 pub struct Observer<S, P> {
@@ -77,6 +98,7 @@ pub struct Observer<S, P> {
     accountant: Accountant,
     tests: Tests,
     readings: Vec<Reading>,
+    deltas: Vec<ThreadDelta>,
     carried: HashMap<String, TenantEvidence>,
     levels: HashMap<TenantIndex, Level>,
     looks: u64,
@@ -88,14 +110,14 @@ pub struct Observer<S, P> {
 impl<S: ThreadSource, P: Processes> Observer<S, P> {
     /// An observer that has seen nothing yet; `source` has just begun.
     pub fn new(source: S, processes: P, config: &Config) -> Self {
-        let started_boottime_ns = source.boottime_ns();
         Self {
-            registry: Registry::new(&config.tenant, config.name_pattern(), started_boottime_ns),
+            registry: Registry::new(&config.tenant, config.name_pattern()),
             source,
             processes,
             accountant: Accountant::default(),
             tests: Tests::default(),
             readings: Vec::new(),
+            deltas: Vec::new(),
             carried: HashMap::new(),
             levels: HashMap::new(),
             looks: 0,
@@ -108,6 +130,59 @@ impl<S: ThreadSource, P: Processes> Observer<S, P> {
     /// The source of readings.
     pub fn source(&self) -> &S {
         &self.source
+    }
+
+    /// Watches one more tenant from now on, without configuration: `watch` has the source watch it as the tenant
+    /// it is told, and says what it is.
+    ///
+    /// # Errors
+    /// Those of `watch`; there is no such tenant then.
+    pub fn enter<E>(
+        &mut self,
+        key: String,
+        name: String,
+        watch: impl FnOnce(&mut S, TenantIndex) -> Result<Kind, E>,
+    ) -> Result<TenantIndex, E> {
+        let index = self.registry.next_index();
+        let kind = watch(&mut self.source, index)?;
+        self.registry.enter(key, name, kind);
+        Ok(index)
+    }
+
+    /// One tenant; `None` once its last window was closed.
+    pub fn tenant(&self, index: TenantIndex) -> Option<&Tenant> {
+        self.registry.tenant(index)
+    }
+
+    /// The readings of the last look, ended threads included.
+    pub fn readings(&self) -> &[Reading] {
+        &self.readings
+    }
+
+    /// What each thread did between the last two looks.
+    pub fn deltas(&self) -> &[ThreadDelta] {
+        &self.deltas
+    }
+
+    /// The CPUs on which the threads of these tenants ran last, by the tenants' keys.
+    pub fn cpus_of(&self, keys: &[String]) -> Vec<u32> {
+        if keys.is_empty() {
+            return Vec::new();
+        }
+        let wanted = |index| {
+            self.registry
+                .tenant(index)
+                .is_some_and(|tenant| keys.contains(&tenant.key))
+        };
+        let mut cpus: Vec<_> = self
+            .readings
+            .iter()
+            .filter(|reading| !reading.ended() && wanted(reading.slot.tenant))
+            .map(|reading| reading.slot.cpu)
+            .collect();
+        cpus.sort_unstable();
+        cpus.dedup();
+        cpus
     }
 
     /// The state at the last look and the last close.
@@ -125,17 +200,17 @@ impl<S: ThreadSource, P: Processes> Observer<S, P> {
     /// Takes readings, finds tenants, adds up.
     pub fn look(&mut self) -> Look {
         self.registry.follow(&mut self.source, &self.processes);
-        let mut moment = self.take_readings();
+        let mut now_ns = self.take_readings();
         if self
             .registry
             .adopt(&self.readings, &mut self.source, &self.processes)
         {
-            moment = self.take_readings();
+            now_ns = self.take_readings();
         }
         self.resume_tests();
         let registry = &self.registry;
-        let deltas = self.accountant.update(&self.readings, moment, |index| {
-            registry.tenant(index).map(|tenant| tenant.counts)
+        let deltas = self.accountant.update(&self.readings, now_ns, |index| {
+            registry.tenant(index).is_some()
         });
         let forming_cpus = self.tests.update(&deltas, |index| {
             registry
@@ -146,6 +221,7 @@ impl<S: ThreadSource, P: Processes> Observer<S, P> {
         self.looks += looks;
         self.ever_looked |= looks > 0;
         self.ever_watched |= !deltas.is_empty();
+        self.deltas = deltas;
         self.overview.threads = self.accountant.threads();
         let mut released = 0;
         // One that left its tenant but lives is not released yet: the kernel half ends it at its next switch.
@@ -210,14 +286,12 @@ impl<S: ThreadSource, P: Processes> Observer<S, P> {
         }
     }
 
-    fn take_readings(&mut self) -> Moment {
-        // The clocks before the figures: an open interval is then never counted beyond the reading.
-        let moment = Moment {
-            now_ns: self.source.now_ns(),
-            boottime_ns: self.source.boottime_ns(),
-        };
+    /// Gives the time the readings are of.
+    fn take_readings(&mut self) -> u64 {
+        // The clock before the figures: an open interval is then never counted beyond the reading.
+        let now_ns = self.source.now_ns();
         self.source.readings(&mut self.readings);
-        moment
+        now_ns
     }
 
     fn resume_tests(&mut self) {

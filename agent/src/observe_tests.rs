@@ -177,3 +177,24 @@ fn long_reasons_are_cut_at_a_character() {
     let reason = cut("ü".repeat(2_000));
     assert!(reason.len() <= REASON_BYTES_MAX && reason.chars().all(|c| c == 'ü'));
 }
+
+#[test]
+fn windows_follow_one_another_unless_the_clock_was_set() {
+    let first = span(100 * SECOND_NS, 10 * SECOND_NS);
+    let second = span(110 * SECOND_NS, 10 * SECOND_NS + 5_000_000).after(Some(first));
+    assert_eq!(second.start_unix_ns, first.end_unix_ns);
+    let set_back = span(50 * SECOND_NS, 10 * SECOND_NS);
+    assert_eq!(set_back.after(Some(second)), set_back);
+    let set_ahead = span(500 * SECOND_NS, 10 * SECOND_NS);
+    assert_eq!(set_ahead.after(Some(second)), set_ahead);
+    assert_eq!(first.after(None), first);
+}
+
+#[test]
+fn the_cpus_of_a_tenant_are_known_by_its_key() {
+    let mut observer = observer_of_a_vm();
+    observer.source.slot(1).cpu = 5;
+    observer.look();
+    assert_eq!(observer.cpus_of(&["qemu:droplet-8".to_owned()]), [5]);
+    assert!(observer.cpus_of(&["qemu:other".to_owned()]).is_empty());
+}

@@ -62,7 +62,10 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("cannot start the runtime for the uplink")?;
-    let stop = stop_signals(&runtime)?;
+    let stop = stop_signals(
+        &runtime,
+        &[SignalKind::terminate(), SignalKind::interrupt()],
+    )?;
     let metrics = Metrics::default();
     if let Some(address) = config.metrics_address() {
         let address = runtime
@@ -116,14 +119,22 @@ fn measure<S: ThreadSource, P: Processes>(
     let busy = usize::try_from(config.slots_max / 16)
         .unwrap_or(usize::MAX)
         .max(1);
+    let mut previous = None;
+    let mut window_span = |elapsed_ns| {
+        let next = span(unix_ns(), elapsed_ns).after(previous);
+        previous = Some(next);
+        next
+    };
     let groups = config.tenant.iter().any(|tenant| tenant.cgroup.is_some());
     loop {
         observer.carry(uplink.take_carried());
         let now_ns = observer.source().now_ns();
         let look = observer.look();
         nudger.look_closer(&look.forming_cpus, now_ns);
+        let asked = observer.cpus_of(&uplink.take_closer_looks());
+        nudger.look_closer(&asked, now_ns);
         if let Some(elapsed_ns) = schedule.close_due(now_ns) {
-            uplink.push(observer.close(span(unix_ns(), elapsed_ns)));
+            uplink.push(observer.close(window_span(elapsed_ns)));
         }
         let interval_ns = if look.released >= busy {
             BUSY_LOOK_INTERVAL_NS
@@ -149,13 +160,13 @@ fn measure<S: ThreadSource, P: Processes>(
     }
     let elapsed_ns = schedule.elapsed_ns(observer.source().now_ns());
     observer.look();
-    uplink.push(observer.close(span(unix_ns(), elapsed_ns)));
+    uplink.push(observer.close(window_span(elapsed_ns)));
     schedule.late
 }
 
 /// When to look and when to close. Pure; all times CLOCK_MONOTONIC, ns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Schedule {
+pub(crate) struct Schedule {
     window_ns: u64,
     began_ns: u64,
     close_at_ns: u64,
@@ -164,7 +175,7 @@ struct Schedule {
 }
 
 impl Schedule {
-    fn new(now_ns: u64, window_ms: u64) -> Self {
+    pub(crate) fn new(now_ns: u64, window_ms: u64) -> Self {
         let window_ns = window_ms.saturating_mul(1_000_000).max(1);
         Self {
             window_ns,
@@ -177,7 +188,7 @@ impl Schedule {
 
     /// If the window is to be closed: how long it lasted. The next one ends at the next steady deadline; deadlines
     /// that have passed meanwhile are skipped and counted.
-    fn close_due(&mut self, now_ns: u64) -> Option<u64> {
+    pub(crate) fn close_due(&mut self, now_ns: u64) -> Option<u64> {
         if now_ns < self.close_at_ns {
             return None;
         }
@@ -189,15 +200,15 @@ impl Schedule {
         Some(elapsed_ns)
     }
 
-    fn elapsed_ns(&self, now_ns: u64) -> u64 {
+    pub(crate) fn elapsed_ns(&self, now_ns: u64) -> u64 {
         now_ns.saturating_sub(self.began_ns)
     }
 
-    fn look_after(&mut self, now_ns: u64, interval_ns: u64) {
+    pub(crate) fn look_after(&mut self, now_ns: u64, interval_ns: u64) {
         self.look_at_ns = now_ns.saturating_add(interval_ns);
     }
 
-    fn pause(&self, now_ns: u64) -> Duration {
+    pub(crate) fn pause(&self, now_ns: u64) -> Duration {
         Duration::from_nanos(self.look_at_ns.min(self.close_at_ns).saturating_sub(now_ns))
     }
 }
@@ -235,20 +246,25 @@ fn uplink_options(config: &Config, started_unix_ns: u64) -> uplink::Options {
     }
 }
 
-/// A channel that gets a message at SIGTERM or SIGINT.
-fn stop_signals(runtime: &Runtime) -> anyhow::Result<Receiver<()>> {
+/// A channel that gets a message at each of the signals.
+pub(crate) fn stop_signals(
+    runtime: &Runtime,
+    kinds: &[SignalKind],
+) -> anyhow::Result<Receiver<()>> {
     let (sender, receiver) = mpsc::channel();
     let _guard = runtime.enter();
-    let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
-    runtime.spawn(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-        // Nobody listens any more if measuring has ended by itself.
-        let _ = sender.send(());
-    });
+    for &kind in kinds {
+        let number = kind.as_raw_value();
+        let mut signals =
+            signal(kind).with_context(|| format!("cannot wait for signal {number}"))?;
+        let sender = sender.clone();
+        runtime.spawn(async move {
+            while signals.recv().await.is_some() {
+                // Nobody listens any more if measuring has ended by itself.
+                let _ = sender.send(());
+            }
+        });
+    }
     Ok(receiver)
 }
 
@@ -259,7 +275,7 @@ fn random() -> f64 {
 }
 
 /// Now, ns since the Unix epoch.
-fn unix_ns() -> u64 {
+pub(crate) fn unix_ns() -> u64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .ok()

@@ -19,8 +19,6 @@ pub trait ThreadSource {
     fn readings(&self, out: &mut Vec<Reading>);
     /// `CLOCK_MONOTONIC`, ns: the clock of `Slot::running_since_ns`.
     fn now_ns(&self) -> u64;
-    /// `CLOCK_BOOTTIME`, ns: the clock of `Slot::start_boottime_ns`.
-    fn boottime_ns(&self) -> u64;
     /// Watches all threads of a process, present and future.
     ///
     /// # Errors
@@ -68,10 +66,6 @@ impl ThreadSource for Kernel {
 
     fn now_ns(&self) -> u64 {
         Kernel::now_ns(self)
-    }
-
-    fn boottime_ns(&self) -> u64 {
-        clock_ns(rustix::time::ClockId::Boottime)
     }
 
     fn watch_process(

@@ -92,10 +92,6 @@ impl ThreadSource for Script {
         self.now_ns
     }
 
-    fn boottime_ns(&self) -> u64 {
-        self.now_ns
-    }
-
     fn watch_process(&mut self, tgid: u32, tenant: TenantIndex) -> io::Result<WatchedThreads> {
         self.watched_processes.push((tgid, tenant));
         self.watch(tgid, tenant)

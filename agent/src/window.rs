@@ -2,14 +2,16 @@
 //!
 //! [`Accountant::update`] takes a set of readings and returns what each thread did since the previous set;
 //! [`Accountant::close`] returns the sums since the previous close. Limits:
-//! - a thread is named by slot, thread id and start time, so neither a reused slot nor a reused id mixes two threads;
-//! - a thread that is older than the watch counts from the first look at it, one born since from its birth;
+//! - a thread is named by slot, process and start time, so neither a reused slot nor a reused id mixes two threads;
+//! - a thread counts from its base: from where it was watched, which is its birth if it was born to a watched one;
 //! - the open interval of a running thread counts up to the reading, and never twice ([`CpuFigures::advance`]);
-//! - an ended thread's last part counts once; then it is forgotten, and its slot may be handed back.
+//! - an ended thread's last part counts once; then it is forgotten, and its slot may be handed back;
+//! - so does the last part of a thread that left its tenant but lives on; what it does until a tenant takes it up
+//!   again is nobody's.
 
 use std::collections::{BTreeMap, HashMap};
 
-use davy_abi::{FLAG_CONFIDENTIAL, SlotIndex, TENANT_GONE, TenantIndex};
+use davy_abi::{FLAG_CONFIDENTIAL, FLAG_ENDED, SlotIndex, TENANT_GONE, TenantIndex};
 
 use crate::{
     kernel::Reading,
@@ -25,8 +27,8 @@ use crate::{
 pub struct ThreadKey {
     /// Its slot.
     pub slot: SlotIndex,
-    /// Its id.
-    pub tid: u32,
+    /// Its process. Its own id may change: a thread that execs takes over its leader's.
+    pub tgid: u32,
     /// When it started, `CLOCK_BOOTTIME`, ns.
     pub start_boottime_ns: u64,
 }
@@ -67,28 +69,10 @@ pub struct WindowSums {
     pub vcpu_on_cpu_ns: u64,
 }
 
-/// From when the figures of a tenant's threads count. An older thread counts from the first look at it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CountFrom {
-    /// Threads started at or after this time (`CLOCK_BOOTTIME`, ns) count from their birth.
-    Birth(u64),
-    /// The same, but only those born since the previous look: an older one that turns up now was moved in, and did
-    /// its earlier work elsewhere.
-    RecentBirth(u64),
-}
-
-/// When a set of readings was taken.
-#[derive(Clone, Copy, Debug)]
-pub struct Moment {
-    /// `CLOCK_MONOTONIC`, ns.
-    pub now_ns: u64,
-    /// `CLOCK_BOOTTIME`, ns, read before the readings were taken.
-    pub boottime_ns: u64,
-}
-
 #[derive(Clone, Copy, Debug)]
 struct Thread {
-    tenant: TenantIndex,
+    /// Whose it was at the last reading; `None`: nobody's, it had left.
+    tenant: Option<TenantIndex>,
     cpu: CpuFigures,
     looks: u64,
     modes: Modes,
@@ -106,101 +90,108 @@ pub struct Accountant {
     guest_ahead_ns: BTreeMap<TenantIndex, u64>,
     window: u64,
     round: u64,
-    previous_boottime_ns: u64,
 }
 
 impl Accountant {
-    /// Threads whose figures are kept.
+    /// Threads that belong to a tenant.
     #[must_use]
     pub fn threads(&self) -> usize {
-        self.threads.len()
+        self.threads
+            .values()
+            .filter(|thread| thread.tenant.is_some())
+            .count()
     }
 
-    /// Takes a set of readings. `counts` says from when a tenant's threads count; `None` for a tenant that
-    /// is not known, whose readings are left out.
+    /// Takes a set of readings of the time `now_ns` (`CLOCK_MONOTONIC`). `known` says whether there is such a tenant.
     pub fn update(
         &mut self,
         readings: &[Reading],
-        at: Moment,
-        counts: impl Fn(TenantIndex) -> Option<CountFrom>,
+        now_ns: u64,
+        known: impl Fn(TenantIndex) -> bool,
     ) -> Vec<ThreadDelta> {
         self.round += 1;
         let mut deltas = Vec::with_capacity(readings.len());
         for reading in readings {
-            let slot = &reading.slot;
+            // A vCPU that no tenant has taken up yet: all of it will be that tenant's.
+            if reading.slot.tenant == 0 {
+                continue;
+            }
             let key = ThreadKey {
                 slot: reading.index,
-                tid: slot.tid,
-                start_boottime_ns: slot.start_boottime_ns,
+                tgid: reading.slot.tgid,
+                start_boottime_ns: reading.slot.start_boottime_ns,
             };
+            let before = self.threads.get(&key).copied();
             // A thread that left its tenant has its last part still to be counted, for the tenant it left.
-            let tenant = if slot.tenant == TENANT_GONE {
-                self.threads.get(&key).map_or(0, |thread| thread.tenant)
+            let tenant = match reading.slot.tenant {
+                TENANT_GONE => before.and_then(|thread| thread.tenant),
+                tenant => Some(tenant),
+            }
+            .filter(|&tenant| known(tenant));
+            let (mut thread, delta) = self.advance(key, reading, before, tenant, now_ns);
+            if let Some(delta) = delta {
+                let first_in_window =
+                    thread.window != self.window || before.and_then(|b| b.tenant) != tenant;
+                thread.window = self.window;
+                self.add(&delta, first_in_window);
+                deltas.push(delta);
+            }
+            if reading.slot.flags & FLAG_ENDED == 0 {
+                self.threads.insert(key, thread);
             } else {
-                slot.tenant
-            };
-            let Some(counts) = counts(tenant) else {
-                continue;
-            };
-            let counted_from_ns = match counts {
-                CountFrom::Birth(from_ns) => from_ns,
-                CountFrom::RecentBirth(from_ns) => from_ns.max(self.previous_boottime_ns),
-            };
-            let now = CpuFigures::absolute(reading, at.now_ns);
-            let window = self.window;
-            let thread = self.threads.entry(key).or_insert_with(|| {
-                let born_watched = slot.start_boottime_ns >= counted_from_ns;
-                Thread {
-                    tenant,
-                    cpu: if born_watched {
-                        CpuFigures::default()
-                    } else {
-                        now
-                    },
-                    // Samples are only ever taken of a watched thread: all of them count.
-                    looks: 0,
-                    modes: [0; 4],
-                    random: [0; 4],
-                    window: u64::MAX,
-                    round: 0,
-                }
-            });
-            let (cpu, mark) = now.advance(thread.cpu);
-            let modes = fp_rounding::since(slot, &thread.modes);
-            let random = register_randomness::since(slot, &thread.random, &modes);
-            let delta = ThreadDelta {
-                thread: key,
-                tenant,
-                is_vcpu: reading.is_vcpu(),
-                is_confidential: slot.flags & FLAG_CONFIDENTIAL != 0,
-                ended: reading.ended(),
-                cpu_number: slot.cpu,
-                cpu,
-                looks: slot.looks.saturating_sub(thread.looks),
-                modes,
-                random,
-            };
-            let first_in_window = thread.window != window;
-            *thread = Thread {
-                tenant,
-                cpu: mark,
-                looks: slot.looks,
-                modes: slot.modes,
-                random: slot.random,
-                window,
-                round: self.round,
-            };
-            if delta.ended {
                 self.threads.remove(&key);
             }
-            self.add(&delta, first_in_window);
-            deltas.push(delta);
         }
         // What is in no reading any more was handed back; forgetting it bounds the table by the slots.
         let round = self.round;
         self.threads.retain(|_, thread| thread.round == round);
-        self.previous_boottime_ns = at.boottime_ns;
         deltas
+    }
+
+    /// The thread's new marks, and what it did for `tenant` since the old ones (`before`), if it is a tenant's.
+    fn advance(
+        &self,
+        key: ThreadKey,
+        reading: &Reading,
+        before: Option<Thread>,
+        tenant: Option<TenantIndex>,
+        now_ns: u64,
+    ) -> (Thread, Option<ThreadDelta>) {
+        let slot = &reading.slot;
+        // Samples are only ever taken of a watched thread: all of them count.
+        let before = before.unwrap_or(Thread {
+            tenant: None,
+            cpu: CpuFigures::base(slot),
+            looks: 0,
+            modes: [0; 4],
+            random: [0; 4],
+            window: u64::MAX,
+            round: 0,
+        });
+        let (cpu, mark) = CpuFigures::absolute(reading, now_ns).advance(before.cpu);
+        let modes = fp_rounding::since(slot, &before.modes);
+        let delta = tenant.map(|tenant| ThreadDelta {
+            thread: key,
+            tenant,
+            is_vcpu: reading.is_vcpu(),
+            is_confidential: slot.flags & FLAG_CONFIDENTIAL != 0,
+            ended: reading.ended(),
+            cpu_number: slot.cpu,
+            cpu,
+            looks: slot.looks.saturating_sub(before.looks),
+            modes,
+            random: register_randomness::since(slot, &before.random, &modes),
+        });
+        let thread = Thread {
+            tenant: tenant.filter(|_| !reading.ended()),
+            cpu: mark,
+            looks: slot.looks,
+            modes: slot.modes,
+            random: slot.random,
+            window: before.window,
+            round: self.round,
+        };
+        (thread, delta)
     }
 
     /// The sums of the window that ends now, by tenant; a new window begins.

@@ -6,6 +6,7 @@
 //! | `davy_detector_rejected_total` | `reason` | messages and streams refused, see [`Reason`] |
 //! | `davy_detector_lost_windows_total` | | windows that never arrived |
 //! | `davy_detector_verdict_differences_total` | | tenants' windows whose proposed level was not the detector's |
+//! | `davy_detector_closer_looks_total` | | closer looks asked of agents |
 //! | `davy_detector_hosts_connected` | | agents with a live stream |
 //! | `davy_detector_tenants` | `verdict` | tenants seen within the last hour |
 //! | `davy_detector_store_seconds` | `operation` | time until the store has answered, waiting in its queue included |
@@ -78,6 +79,7 @@ pub struct Metrics {
     rejected: Family<ReasonLabel, Counter>,
     lost_windows: Counter,
     verdict_differences: Counter,
+    closer_looks: Counter,
     hosts_connected: Gauge,
     tenants: Family<VerdictLabel, Gauge>,
     store_seconds: Family<OperationLabel, Histogram, fn() -> Histogram>,
@@ -113,6 +115,7 @@ impl Metrics {
             rejected: Family::default(),
             lost_windows: Counter::default(),
             verdict_differences: Counter::default(),
+            closer_looks: Counter::default(),
             hosts_connected: Gauge::default(),
             tenants: Family::default(),
             store_seconds: Family::new_with_constructor(buckets),
@@ -159,6 +162,11 @@ impl Metrics {
             "verdict_differences",
             "Tenants' windows whose proposed level was not the detector's own",
             self.verdict_differences.clone(),
+        );
+        registry.register(
+            "closer_looks",
+            "Closer looks asked of agents",
+            self.closer_looks.clone(),
         );
         registry.register(
             "hosts_connected",
@@ -209,6 +217,12 @@ impl Metrics {
     /// Counts tenants about whose level agent and detector differed.
     pub fn verdict_differences(&self, tenants: u64) {
         self.verdict_differences.inc_by(tenants);
+    }
+
+    /// Counts closer looks asked of an agent.
+    pub fn closer_looks(&self, tenants: usize) {
+        self.closer_looks
+            .inc_by(u64::try_from(tenants).unwrap_or(u64::MAX));
     }
 
     /// Notes how long the store took.

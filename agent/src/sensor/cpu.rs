@@ -3,7 +3,7 @@
 //! Kernel half: `agent-ebpf/src/sensor/cpu.rs`. A slot holds the books as of the last switch-out; a thread
 //! that is running now has an open interval on top, which the reader adds. Not evidence: it says when to look.
 
-use davy_abi::FLAG_ENDED;
+use davy_abi::{FLAG_ENDED, Slot};
 
 use crate::kernel::Reading;
 
@@ -37,6 +37,18 @@ impl CpuFigures {
             run_queue_wait_ns: slot.run_queue_wait_ns,
             voluntary_switches: slot.voluntary_switches,
             involuntary_switches: slot.involuntary_switches,
+        }
+    }
+
+    /// What the thread had used before it was watched: the first mark to measure from.
+    #[must_use]
+    pub fn base(slot: &Slot) -> Self {
+        Self {
+            on_cpu_ns: slot.base_on_cpu_ns,
+            guest_ns: slot.base_guest_ns,
+            run_queue_wait_ns: slot.base_run_queue_wait_ns,
+            voluntary_switches: slot.base_voluntary_switches,
+            involuntary_switches: slot.base_involuntary_switches,
         }
     }
 

@@ -20,7 +20,7 @@ use super::{
     Kind, Tenant,
     identity::{ProcessFacts, identify},
 };
-use crate::{config, error::chain, kernel::Reading, source::ThreadSource, window::CountFrom};
+use crate::{config, error::chain, kernel::Reading, source::ThreadSource};
 
 /// When kernel threads of a VM are looked for a second time, after it was found, ns.
 const SECOND_WORKER_LOOK_NS: u64 = 20_000_000_000;
@@ -60,17 +60,12 @@ pub struct Registry {
     worker_looks: Vec<(u64, TenantIndex)>,
     pattern: Option<Regex>,
     next_index: TenantIndex,
-    started_boottime_ns: u64,
 }
 
 impl Registry {
-    /// A registry that has found nothing yet. `started_boottime_ns`: since when the kernel half runs.
+    /// A registry that has found nothing yet.
     #[must_use]
-    pub fn new(
-        configured: &[config::Tenant],
-        pattern: Option<Regex>,
-        started_boottime_ns: u64,
-    ) -> Self {
+    pub fn new(configured: &[config::Tenant], pattern: Option<Regex>) -> Self {
         let wanted = configured
             .iter()
             .filter_map(|tenant| {
@@ -98,7 +93,6 @@ impl Registry {
             worker_looks: Vec::new(),
             pattern,
             next_index: 1,
-            started_boottime_ns,
         }
     }
 
@@ -111,6 +105,26 @@ impl Registry {
     #[must_use]
     pub fn tenant(&self, index: TenantIndex) -> Option<&Tenant> {
         self.tenants.get(&index)
+    }
+
+    /// The index that the next tenant will have.
+    #[must_use]
+    pub fn next_index(&self) -> TenantIndex {
+        self.next_index
+    }
+
+    /// Takes note of a tenant that is watched as [`Registry::next_index`] already.
+    pub fn enter(&mut self, key: String, name: String, kind: Kind) {
+        self.insert(Tenant {
+            index: self.next_index,
+            key,
+            name,
+            droplet_id: String::new(),
+            kind,
+            vcpus: 0,
+            threads: 0,
+            ended: false,
+        });
     }
 
     /// Starts to watch what is configured and has appeared, and lets control groups' members be looked up again.
@@ -200,7 +214,6 @@ impl Registry {
             .filter(|wanted| !wanted.done && wanted.watched_as.is_none())
         {
             let index = self.next_index;
-            let watched_from_boottime_ns = source.boottime_ns();
             let (key, kind, outcome) = match &wanted.what {
                 WantedWhat::Cgroup(dir) => {
                     let outcome = if processes.cgroup_exists(dir) {
@@ -235,17 +248,7 @@ impl Registry {
                     }
                     wanted.done = matches!(wanted.what, WantedWhat::Process { .. });
                     wanted.watched_as = Some(index);
-                    self.insert(Tenant {
-                        index,
-                        key,
-                        name: wanted.name.clone(),
-                        droplet_id: String::new(),
-                        kind,
-                        counts: CountFrom::RecentBirth(watched_from_boottime_ns),
-                        vcpus: 0,
-                        threads: 0,
-                        ended: false,
-                    });
+                    self.enter(key, wanted.name.clone(), kind);
                 }
             }
         }
@@ -309,7 +312,6 @@ impl Registry {
                 tgid,
                 vmm: identity.vmm,
             },
-            counts: CountFrom::Birth(self.started_boottime_ns),
             vcpus: 0,
             threads: 0,
             ended: false,

@@ -10,8 +10,6 @@ use std::path::PathBuf;
 
 use davy_abi::TenantIndex;
 
-use crate::window::CountFrom;
-
 /// What kind of thing a tenant is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -47,8 +45,6 @@ pub struct Tenant {
     pub droplet_id: String,
     /// What it is.
     pub kind: Kind,
-    /// From when a thread's figures count.
-    pub counts: CountFrom,
     /// vCPU threads alive at the last look.
     pub vcpus: u32,
     /// Threads alive at the last look.

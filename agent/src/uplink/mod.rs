@@ -65,6 +65,7 @@ struct Status {
     welcomes: u64,
     failures: u64,
     carried: Vec<Carried>,
+    closer_looks: Vec<String>,
 }
 
 #[derive(Debug)]
@@ -140,6 +141,12 @@ impl Uplink {
     #[must_use]
     pub fn take_carried(&self) -> Vec<Carried> {
         std::mem::take(&mut lock(&self.shared.status).carried)
+    }
+
+    /// Keys of the tenants the detector would like more samples of; empty once taken.
+    #[must_use]
+    pub fn take_closer_looks(&self) -> Vec<String> {
+        std::mem::take(&mut lock(&self.shared.status).closer_looks)
     }
 
     /// Sends what is left, for at most `at_most`, and ends. Returns how many windows were not settled.

@@ -27,6 +27,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const WELCOME_TIMEOUT: Duration = Duration::from_secs(10);
 /// For an answer while windows await one.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+/// Requests for closer looks that may wait for the measuring thread.
+const CLOSER_LOOKS_MAX: usize = 1_024;
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -243,6 +245,13 @@ fn take_answer(shared: &Shared, message: v1::DetectorMessage) {
                 reason, "the detector rejected a window; it is not sent again"
             );
             lock(&shared.queue).reject(sequence);
+        }
+        Some(FromDetector::CloserLook(v1::CloserLook { tenant_key })) => {
+            let mut status = lock(&shared.status);
+            // What is not taken in time is not worth keeping: the detector asks again.
+            if status.closer_looks.len() < CLOSER_LOOKS_MAX {
+                status.closer_looks.push(tenant_key);
+            }
         }
         Some(FromDetector::Welcome(_)) | None => {
             debug!("the detector sent something this agent does not know; ignored");

@@ -7,6 +7,8 @@
 //! [`MESSAGE_BYTES_MAX`] of them (the rest of the stream cannot be read then); a failing store (the window is not
 //! acknowledged, so the agent sends it again). A window above [`WINDOW_BYTES_MAX`] is refused like any malformed one.
 //!
+//! Where a stored window makes a tenant suspect, the agent is asked for a closer look ([`closer_look`]).
+//!
 //! One window of a host is in work at a time; HTTP/2's flow control holds the agent back meanwhile.
 
 use std::pin::Pin;
@@ -23,6 +25,7 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::metrics::Metrics;
 use crate::store::Store;
 
+pub mod closer_look;
 pub mod live;
 mod reason;
 pub mod sequence;

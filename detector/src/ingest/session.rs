@@ -9,6 +9,7 @@ use prost::Message;
 use tokio::sync::{mpsc, oneshot};
 use tonic::{Code, Status, Streaming};
 
+use super::closer_look::CloserLooks;
 use super::live::Stop;
 use super::{HELLO_TIMEOUT, Ingest, Malformed, Reason, WINDOW_BYTES_MAX, validate};
 use crate::evidence::judge;
@@ -143,7 +144,9 @@ impl Session<'_> {
         inbound: &mut Streaming<v1::AgentMessage>,
         stop: &mut oneshot::Receiver<Stop>,
     ) -> Result<(), Status> {
+        let mut looks = CloserLooks::default();
         loop {
+            let mut asked = Vec::new();
             let message = tokio::select! {
                 biased;
                 why = &mut *stop => return Err(self.stopped(why)),
@@ -152,7 +155,7 @@ impl Session<'_> {
             let answer = match message {
                 Ok(Some(v1::AgentMessage {
                     message: Some(FromAgent::Window(window)),
-                })) => self.window(window).await?,
+                })) => self.window(window, &mut looks, &mut asked).await?,
                 Ok(Some(v1::AgentMessage {
                     message: Some(FromAgent::Hello(_)),
                 })) => self.reject(
@@ -179,6 +182,10 @@ impl Session<'_> {
                 }
             };
             self.answer(answer, stop).await?;
+            for tenant_key in asked {
+                let look = v1::CloserLook { tenant_key };
+                self.answer(ToAgent::CloserLook(look), stop).await?;
+            }
         }
     }
 
@@ -211,8 +218,13 @@ impl Session<'_> {
         })
     }
 
-    /// Takes one window; the answer is due once it is settled.
-    async fn window(&self, window: v1::Window) -> Result<ToAgent, Status> {
+    /// Takes one window; the answer is due once it is settled. `asked` gets the tenants to look at more closely.
+    async fn window(
+        &self,
+        window: v1::Window,
+        looks: &mut CloserLooks,
+        asked: &mut Vec<String>,
+    ) -> Result<ToAgent, Status> {
         let (sequence, received_unix_ns) = (window.sequence, unix_now_ns());
         let bytes = window.encoded_len();
         let checked = if bytes > WINDOW_BYTES_MAX {
@@ -222,7 +234,7 @@ impl Session<'_> {
             validate::window(window, received_unix_ns)
         };
         match checked {
-            Ok(window) => self.record(window, received_unix_ns).await,
+            Ok(window) => self.record(window, received_unix_ns, looks, asked).await,
             Err(refusal) => {
                 self.ingest.metrics.window(WindowResult::Rejected);
                 let settled = self
@@ -240,6 +252,8 @@ impl Session<'_> {
         &self,
         window: validate::ValidWindow,
         received_unix_ns: u64,
+        looks: &mut CloserLooks,
+        asked: &mut Vec<String>,
     ) -> Result<ToAgent, Status> {
         let metrics = &self.ingest.metrics;
         let validate::ValidWindow {
@@ -251,6 +265,7 @@ impl Session<'_> {
             tenants,
         } = window;
         let tenants: Vec<_> = tenants.into_iter().map(judge).collect();
+        let suspects = looks.due(&tenants, received_unix_ns);
         let differences = tenants.iter().filter(|tenant| !tenant.agent_agrees).count();
         let record = Record {
             host: self.host.clone(),
@@ -275,6 +290,8 @@ impl Session<'_> {
                 if missing > 0 {
                     tracing::warn!(host = self.host, sequence, missing, "windows were lost");
                 }
+                metrics.closer_looks(suspects.len());
+                *asked = suspects;
                 Ok(ToAgent::Acknowledged(v1::Acknowledged { sequence }))
             }
             Ok(Recorded::Duplicate { last_sequence }) => {

@@ -1,9 +1,10 @@
 //! An agent's uplink against a real detector: what is sent is stored once, whatever happens to the connection.
 
 use anyhow::Result;
+use davy_agent::uplink::Uplink;
 use davy_evidence::{TenantEvidence, fp_rounding, register_randomness};
 use davy_proto::v1;
-use davy_sim_tests::{Detector, TENANT, agent, until, window, window_of};
+use davy_sim_tests::{DEADLINE, Detector, TENANT, agent, until, window, window_of};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn acknowledged_windows_are_stored() -> Result<()> {
@@ -200,4 +201,39 @@ async fn a_detector_that_is_not_there_is_no_reason_not_to_end() -> Result<()> {
         1
     );
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_suspect_is_asked_for_once_and_a_quiet_tenant_is_not() -> Result<()> {
+    let detector = Detector::start().await?;
+    let uplink = agent("h1", 1, detector.url(), 100);
+    uplink.push(window(0));
+    until(&uplink, |s| s.counts.acknowledged == 1).await?;
+    assert!(uplink.take_closer_looks().is_empty());
+
+    let mut evidence = TenantEvidence::default();
+    evidence.register_randomness.state = davy_evidence::SensorState::Live;
+    evidence.register_randomness.any_llr = 40.0;
+    evidence.register_randomness.any_concluded = true;
+    uplink.push(window_of(1, &evidence));
+    let asked = until_asked(&uplink).await?;
+    assert_eq!(asked, [TENANT]);
+    uplink.push(window_of(2, &evidence));
+    uplink.push(window(3));
+    until(&uplink, |s| s.counts.acknowledged == 4).await?;
+    assert!(uplink.take_closer_looks().is_empty(), "asked a moment ago");
+    Ok(())
+}
+
+/// Waits until the detector has asked for closer looks.
+async fn until_asked(uplink: &Uplink) -> Result<Vec<String>> {
+    let begun = std::time::Instant::now();
+    loop {
+        let asked = uplink.take_closer_looks();
+        if !asked.is_empty() {
+            return Ok(asked);
+        }
+        anyhow::ensure!(begun.elapsed() < DEADLINE, "the detector never asked");
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
 }

@@ -1,0 +1,290 @@
+//! From windows to a trial's verdict, and from its document back to the verdict. Pure.
+//!
+//! A trial is judged as one long window: its counts are those of all windows, its tests stand where they stand at
+//! the end. The verdict at the end is the trial's, so a mere beginning (a verifying node's first second, say)
+//! does not decide; a higher one on the way is said in the reasons.
+
+use std::collections::HashMap;
+
+use davy_evidence::{
+    FpRounding, Level, RegisterRandomness, SensorState, TenantEvidence, Verdict, fp_rounding,
+    register_randomness, verdict,
+};
+
+use super::document::{Document, PARTS_MAX, Part, Window};
+use crate::{
+    evidence::{HostSensors, Tests},
+    sensor::{cpu::CpuFigures, fp_rounding::add},
+    window::{ThreadDelta, ThreadKey},
+};
+
+/// The trial as one window.
+#[derive(Clone, Debug, Default)]
+pub struct Judge {
+    whole: TenantEvidence,
+    /// The `fp_rounding` test that had seen most, of those that did not conclude.
+    most_samples: FpRounding,
+}
+
+/// What a trial amounts to so far.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Judged {
+    /// The evidence, with the counts of the whole trial.
+    pub evidence: TenantEvidence,
+    /// The verdict on it.
+    pub verdict: Verdict,
+    /// Whether each test concluded or had enough samples to tell.
+    pub enough_samples: bool,
+}
+
+impl Judge {
+    /// Adds a window.
+    pub fn add(&mut self, window: &TenantEvidence) {
+        let (mut fp, mut rr) = (window.fp_rounding, window.register_randomness);
+        if fp.test_samples > self.most_samples.test_samples {
+            self.most_samples = fp;
+        }
+        let (fp_before, rr_before) = (&self.whole.fp_rounding, &self.whole.register_randomness);
+        fp.state = state(fp_before.state, fp.state);
+        add(&mut fp.modes, &fp_before.modes);
+        fp.concluded_on_cpu_ns = fp
+            .concluded_on_cpu_ns
+            .saturating_add(fp_before.concluded_on_cpu_ns);
+        rr.state = state(rr_before.state, rr.state);
+        for (sum, before) in [
+            (&mut rr.samples, rr_before.samples),
+            (&mut rr.random, rr_before.random),
+            (&mut rr.directed_samples, rr_before.directed_samples),
+            (&mut rr.directed_random, rr_before.directed_random),
+        ] {
+            *sum = sum.saturating_add(before);
+        }
+        self.whole = TenantEvidence {
+            fp_rounding: fp,
+            register_randomness: rr,
+        };
+    }
+
+    /// The verdict on what was added.
+    #[must_use]
+    pub fn judged(&self) -> Judged {
+        let mut evidence = self.whole;
+        let fp = &mut evidence.fp_rounding;
+        // The thread that told enough may have ended before the last window; that it found nothing still holds.
+        let nothing_forms = fp.llr.contains(&0.0) && !fp.concluded;
+        if nothing_forms && fp.test_samples < fp_rounding::SAMPLES_TO_TELL {
+            (fp.llr, fp.test_samples) = (self.most_samples.llr, self.most_samples.test_samples);
+        }
+        let mut verdict = verdict(&evidence);
+        for reason in &mut verdict.reasons {
+            *reason = reason.replace("in this window", "in this trial");
+        }
+        Judged {
+            enough_samples: enough(&evidence),
+            evidence,
+            verdict,
+        }
+    }
+}
+
+/// A sensor that measured in any window measured in the trial.
+fn state(before: SensorState, now: SensorState) -> SensorState {
+    match (before, now) {
+        (SensorState::Live, SensorState::Live | SensorState::Stalled | SensorState::NeverRan) => {
+            SensorState::Live
+        }
+        (_, now) => now,
+    }
+}
+
+fn enough(evidence: &TenantEvidence) -> bool {
+    let TenantEvidence {
+        fp_rounding: fp,
+        register_randomness: rr,
+    } = evidence;
+    let measured = |state| matches!(state, SensorState::Live | SensorState::Stalled);
+    let fp_told = measured(fp.state) && fp.test_samples >= fp_rounding::SAMPLES_TO_TELL;
+    let rr_told = measured(rr.state) && rr.samples >= register_randomness::SAMPLES_TO_TELL;
+    (fp.concluded || fp_told) && (rr.any_concluded || rr.directed_concluded || rr_told)
+}
+
+/// The scheduler's books of a window.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Books {
+    /// Threads that were watched in it.
+    pub threads: u32,
+    /// Sums over them.
+    pub cpu: CpuFigures,
+}
+
+/// Everything that was seen in a trial.
+#[derive(Debug, Default)]
+pub struct Course {
+    judge: Judge,
+    threads: HashMap<ThreadKey, u32>,
+    parts: Vec<Part>,
+    parts_kept: usize,
+    trace_cut: bool,
+    windows: Vec<Window>,
+}
+
+impl Course {
+    /// Takes what the trial's threads did between two looks.
+    pub fn take(&mut self, deltas: impl Iterator<Item = ThreadDelta>) {
+        for delta in deltas {
+            let next = u32::try_from(self.threads.len()).unwrap_or(u32::MAX);
+            let thread = *self.threads.entry(delta.thread).or_insert(next);
+            if delta.looks == 0 && delta.cpu.on_cpu_ns == 0 && !delta.ended {
+                continue; // Tells the tests nothing.
+            }
+            if self.parts_kept >= PARTS_MAX {
+                self.trace_cut = true;
+                continue;
+            }
+            self.parts_kept += 1;
+            self.parts.push(Part {
+                thread,
+                on_cpu_ns: delta.cpu.on_cpu_ns,
+                looks: delta.looks,
+                modes: delta.modes,
+                random: delta.random,
+                vcpu: delta.is_vcpu,
+                confidential: delta.is_confidential,
+                ended: delta.ended,
+            });
+        }
+    }
+
+    /// Closes a window of `span_ns` with the evidence that the tests gave.
+    pub fn close(&mut self, span_ns: u64, books: &Books, evidence: &TenantEvidence) {
+        self.judge.add(evidence);
+        self.windows.push(Window {
+            span_ns,
+            threads: books.threads,
+            on_cpu_ns: books.cpu.on_cpu_ns,
+            run_queue_wait_ns: books.cpu.run_queue_wait_ns,
+            voluntary_switches: books.cpu.voluntary_switches,
+            involuntary_switches: books.cpu.involuntary_switches,
+            verdict: self.judge.judged().verdict.level,
+            by_thread: std::mem::take(&mut self.parts),
+        });
+    }
+
+    /// The verdict so far.
+    #[must_use]
+    pub fn judged(&self) -> Judged {
+        self.judge.judged()
+    }
+
+    /// The verdict of the last window.
+    #[must_use]
+    pub fn level(&self) -> Level {
+        self.windows
+            .last()
+            .map_or(Level::Quiet, |window| window.verdict)
+    }
+
+    /// Threads seen.
+    #[must_use]
+    pub fn threads(&self) -> u64 {
+        u64::try_from(self.threads.len()).unwrap_or(u64::MAX)
+    }
+
+    /// CPU time of the closed windows, s.
+    #[must_use]
+    pub fn cpu_seconds(&self) -> f64 {
+        seconds(self.windows.iter().map(|window| window.on_cpu_ns).sum())
+    }
+
+    /// If a window ended with a higher verdict than the last: which, and how long after the begin, s.
+    #[must_use]
+    pub fn higher(&self) -> Option<(Level, f64)> {
+        let highest = self.windows.iter().map(|window| window.verdict).max()?;
+        if highest <= self.level() {
+            return None;
+        }
+        let last = self.windows.iter().rposition(|w| w.verdict == highest)?;
+        let until_ns = self.windows[..=last].iter().map(|w| w.span_ns).sum();
+        Some((highest, seconds(until_ns)))
+    }
+
+    /// The trace, and whether it is complete.
+    #[must_use]
+    pub fn into_windows(self) -> (Vec<Window>, bool) {
+        (self.windows, !self.trace_cut)
+    }
+}
+
+/// `ns` as seconds.
+#[must_use]
+pub fn seconds(ns: u64) -> f64 {
+    std::time::Duration::from_nanos(ns).as_secs_f64()
+}
+
+/// Feeds a document's trace to the tests again: what today's tests and today's rule make of it.
+#[must_use]
+pub fn replay(document: &Document) -> Judged {
+    const TENANT: u32 = 1;
+    let host_state = |state| match state {
+        SensorState::Unsupported => SensorState::Unsupported,
+        SensorState::Live | SensorState::Stalled | SensorState::NeverRan => SensorState::Live,
+    };
+    let host = HostSensors {
+        fp_rounding: host_state(document.fp_rounding.state),
+        register_randomness: host_state(document.register_randomness.state),
+    };
+    let mut tests = Tests::default();
+    let mut judge = Judge::default();
+    for window in &document.windows {
+        let deltas: Vec<_> = window.by_thread.iter().map(|p| delta(TENANT, p)).collect();
+        tests.update(&deltas, |_| false);
+        judge.add(&tests.close(TENANT, window.span_ns, host));
+    }
+    judge.judged()
+}
+
+fn delta(tenant: u32, part: &Part) -> ThreadDelta {
+    let Part {
+        thread,
+        on_cpu_ns,
+        looks,
+        modes,
+        random,
+        vcpu,
+        confidential,
+        ended,
+    } = *part;
+    ThreadDelta {
+        thread: ThreadKey {
+            slot: thread,
+            tgid: thread,
+            start_boottime_ns: 0,
+        },
+        tenant,
+        is_vcpu: vcpu,
+        is_confidential: confidential,
+        ended,
+        cpu_number: 0,
+        cpu: CpuFigures {
+            on_cpu_ns,
+            ..CpuFigures::default()
+        },
+        looks,
+        modes,
+        random,
+    }
+}
+
+/// The trial's `RegisterRandomness` as shares; `None` of nothing.
+#[must_use]
+pub fn fractions(rr: &RegisterRandomness) -> (Option<f64>, Option<f64>) {
+    let share = |part: u64, whole: u64| (whole > 0).then(|| part as f64 / whole as f64);
+    (
+        share(rr.random, rr.samples),
+        share(rr.directed_random, rr.directed_samples),
+    )
+}
+
+#[cfg(test)]
+#[path = "course_tests.rs"]
+pub(crate) mod tests;
