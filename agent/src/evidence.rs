@@ -257,6 +257,7 @@ impl Tenant {
             llr: nearest.llr(),
             test_samples: nearest.samples(),
             concluded: nearest.concluded(),
+            concluded_threads: u32::try_from(concluded().count()).unwrap_or(u32::MAX),
             concluded_on_cpu_ns: concluded()
                 .fold(0, |sum: u64, thread| sum.saturating_add(thread.on_cpu_ns)),
             duty: ratio(duty_ns, span_ns),

@@ -141,6 +141,8 @@ pub struct FpRounding {
     pub concluded: bool,
     /// CPU time of the threads concluded.
     pub concluded_on_cpu_ns: u64,
+    /// Threads whose own test stands concluded.
+    pub concluded_threads: u32,
     /// Their share of one CPU over the last minute; 1 is one CPU.
     pub duty: f64,
 }
@@ -409,6 +411,7 @@ impl From<v1::FpRounding> for FpRounding {
             test_samples,
             concluded,
             concluded_on_cpu_ns,
+            concluded_threads,
             duty,
         } = wire;
         Self {
@@ -421,6 +424,7 @@ impl From<v1::FpRounding> for FpRounding {
             test_samples,
             concluded,
             concluded_on_cpu_ns,
+            concluded_threads,
             duty,
         }
     }

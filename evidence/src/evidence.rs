@@ -45,6 +45,8 @@ pub struct FpRounding {
     pub concluded: bool,
     /// CPU time within the window of the threads whose own test stands concluded, ns.
     pub concluded_on_cpu_ns: u64,
+    /// Threads whose own test stands concluded.
+    pub concluded_threads: u32,
     /// Share of one CPU those threads used, averaged over the last minute; 0 to the number of CPUs.
     pub duty: f64,
 }

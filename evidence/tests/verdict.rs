@@ -16,6 +16,7 @@ fn miner() -> TenantEvidence {
             test_samples: 384,
             concluded: true,
             concluded_on_cpu_ns: 9_800_000_000,
+            concluded_threads: 1,
             duty: 0.98,
         },
         register_randomness: RegisterRandomness {
@@ -253,7 +254,7 @@ prop_compose! {
         state in state(), modes in any::<[u64; 4]>(), llr in prop::array::uniform4(0.0..=1_000.0f64), test_samples in any::<u64>(),
         concluded in any::<bool>(), concluded_on_cpu_ns in any::<u64>(), duty in 0.0..=8_192.0f64,
     ) -> FpRounding {
-        FpRounding { state, modes, llr, test_samples, concluded, concluded_on_cpu_ns, duty }
+        FpRounding { state, modes, llr, test_samples, concluded, concluded_on_cpu_ns, concluded_threads: u32::from(concluded), duty }
     }
 }
 

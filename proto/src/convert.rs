@@ -272,6 +272,7 @@ impl From<&FpRounding> for v1::FpRounding {
             test_samples,
             concluded,
             concluded_on_cpu_ns,
+            concluded_threads,
             duty,
         } = *fp;
         Self {
@@ -281,6 +282,7 @@ impl From<&FpRounding> for v1::FpRounding {
             test_samples,
             concluded,
             concluded_on_cpu_ns,
+            concluded_threads,
             duty,
         }
     }
@@ -298,6 +300,7 @@ impl TryFrom<&v1::FpRounding> for FpRounding {
             test_samples,
             concluded,
             concluded_on_cpu_ns,
+            concluded_threads,
             duty,
         } = wire;
         for nats in llr {
@@ -310,6 +313,7 @@ impl TryFrom<&v1::FpRounding> for FpRounding {
             test_samples: *test_samples,
             concluded: *concluded,
             concluded_on_cpu_ns: *concluded_on_cpu_ns,
+            concluded_threads: *concluded_threads,
             duty: number("evidence.fp_rounding.duty", *duty, DUTY_CPUS_MAX)?,
         })
     }

@@ -13,6 +13,7 @@ fn evidence() -> TenantEvidence {
             test_samples: 5,
             concluded: true,
             concluded_on_cpu_ns: 6,
+            concluded_threads: 2,
             duty: 0.7,
         },
         register_randomness: RegisterRandomness {
