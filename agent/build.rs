@@ -49,6 +49,7 @@ fn build(directory: &Path, target_dir: &Path) -> Result<(), String> {
             "-Clinker=bpf-linker\x1f-Clink-arg=--btf\x1f-Cdebuginfo=2",
         )
         .args(["build", "--release", "--locked", "-Z", "build-std=core"])
+        .args(["--bin", "davy-agent-ebpf"])
         .args(["--target", "bpfel-unknown-none", "--target-dir"])
         .arg(target_dir)
         .status()

@@ -23,6 +23,8 @@ pub const FLAG_ENDED: u32 = 1 << 1;
 pub const FLAG_VCPU: u32 = 1 << 2;
 /// The guest's registers are encrypted (`fpstate.is_confidential`): sensors on registers are unsupported for it.
 pub const FLAG_CONFIDENTIAL: u32 = 1 << 3;
+/// The thread took over its leader's id at an exec: its start in /proc is the leader's now.
+pub const FLAG_RENAMED: u32 = 1 << 4;
 
 /// One watched thread. Written by the kernel half alone (on the CPU that switches the thread), except
 /// `tenant`, which the agent sets (for a vCPU the kernel half found by itself; when a thread changes tenants), and the whole slot
@@ -84,9 +86,9 @@ pub struct Slot {
     pub random: [u64; 4],
     /// Keyed digest per vector register; see `agent-ebpf/src/registers.rs`.
     pub digests: [u16; 16],
-    /// MXCSR of the last look.
-    pub last_mxcsr: u32,
-    /// 1 once `digests` and `last_mxcsr` hold a first look.
+    /// Keyed digest of MXCSR, 16 bits.
+    pub mxcsr_digest: u32,
+    /// 1 once the digests hold a first look.
     pub looked: u32,
 }
 
@@ -132,13 +134,16 @@ pub struct Offsets {
     pub fpstate_is_confidential: u32,
 }
 
+/// No look at registers, ever.
+pub const NEVER_NS: u64 = u64::MAX;
+
 /// What the agent tells the kernel half at load, as one `.rodata` global.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Settings {
     /// Secret of this load, the key of the change digests.
     pub digest_key: [u64; 2],
-    /// Least time between two looks at one thread's registers, ns.
+    /// Least time between two looks at one thread's registers, ns; [`NEVER_NS`] for no look at all.
     pub sample_interval_ns: u64,
     /// 1 if the CPU writes an XSAVE header (`xfeatures`); without XSAVE it must be ignored.
     pub has_xsave: u32,

@@ -4,9 +4,8 @@
 //! `xfeatures` word of the XSAVE header (13.4.2: offset 512), for one thread, as the kernel saved them when
 //! that thread was last switched out. Never guest memory.
 //!
-//! What is kept: MXCSR (a control word) and, per register, 16 bits of a digest under a secret key that is new
-//! at each load of the programs. The digest answers one question, "is this register still the same?". It
-//! cannot be turned back: 2^112 contents share each value, the key is not readable from the maps the digests
+//! What is kept: per register 16 bits of a digest under a secret key that is new at each load of the programs. The digest answers one question, "is this register still the same?". It
+//! cannot be turned back: 2^112 contents of a vector register share each value, the key is not readable from the maps the digests
 //! lie in, and no other thread's digest helps, since equal contents at two places of a slot give different digests.
 //!
 //! What leaves: the rounding mode and two numbers from 0 to 16.
@@ -69,7 +68,8 @@ pub fn look(slot: &mut Slot, fpstate: Fpstate) -> Option<Look> {
         // SAFETY: as above.
         unsafe { bpf_probe_read_kernel_buf(image.wrapping_add(XMM), bytes) }.ok()?;
     }
-    let mut changed = mxcsr != slot.last_mxcsr;
+    let mxcsr_digest = u32::from(digest(u64::from(mxcsr), 0, REGISTERS as u64));
+    let mut changed = mxcsr_digest != slot.mxcsr_digest;
     let mut found = Found { full: 0, random: 0 };
     let mut number = 0;
     while number < REGISTERS {
@@ -84,7 +84,7 @@ pub fn look(slot: &mut Slot, fpstate: Fpstate) -> Option<Look> {
         }
         number += 1;
     }
-    slot.last_mxcsr = mxcsr;
+    slot.mxcsr_digest = mxcsr_digest;
     let first = slot.looked == 0;
     slot.looked = 1;
     if first || !changed {

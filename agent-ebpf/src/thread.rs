@@ -1,7 +1,10 @@
 //! A watched thread's way through the kernel half: born or found, entering, leaving, dead.
 
 use aya_ebpf::helpers::{bpf_get_smp_processor_id, bpf_ktime_get_ns};
-use davy_abi::{FLAG_ENDED, FLAG_LIVE, FLAG_VCPU, Slot, SlotIndex, TENANT_GONE, TenantIndex};
+use davy_abi::{
+    FLAG_ENDED, FLAG_LIVE, FLAG_RENAMED, FLAG_VCPU, NEVER_NS, Slot, SlotIndex, TENANT_GONE,
+    TenantIndex,
+};
 
 use crate::{maps, offsets::setting, sensor, task::Task};
 
@@ -22,7 +25,8 @@ pub fn leave(prev: Task, index: SlotIndex) {
     };
     // SAFETY: points into the slot table; this CPU is the slot's only writer while the thread is on it.
     let slot = unsafe { &mut *slot };
-    if slot.tid != prev.tid() || slot.flags & FLAG_LIVE == 0 {
+    // Its id may have changed while it ran (`de_thread`, fs/exec.c); its process has not.
+    if slot.tgid != prev.tgid() || slot.flags & FLAG_LIVE == 0 {
         return;
     }
     sensor::cpu::leave(slot, prev);
@@ -59,7 +63,7 @@ pub fn enter(next: Task) -> SlotIndex {
     // SAFETY: as above.
     let cpu = unsafe { bpf_get_smp_processor_id() };
     sensor::cpu::enter(slot, next, now_ns, cpu);
-    if now_ns >= slot.next_sample_ns {
+    if setting!(sample_interval_ns) != NEVER_NS && now_ns >= slot.next_sample_ns {
         slot.next_sample_ns = now_ns + setting!(sample_interval_ns);
         sensor::look(slot, next);
     }
@@ -107,10 +111,17 @@ pub fn renamed(task: Task, old_tid: u32) {
         maps::forget(tid);
         return;
     }
-    if let Some(slot) = maps::slot(index) {
-        maps::rename(tid, index);
-        // SAFETY: points into the slot table; the thread runs on this CPU, its slot's only writer.
-        unsafe { (*slot).tid = tid };
+    let (Some(slot), Some(current)) = (maps::slot(index), maps::current()) else {
+        return;
+    };
+    maps::rename(tid, index);
+    // SAFETY: points into the slot table; the thread runs on this CPU, its slot's only writer. It may have come
+    // here under its new id, unknown until now.
+    unsafe {
+        (*slot).tid = tid;
+        (*slot).flags |= FLAG_RENAMED;
+        (*slot).running_since_ns = bpf_ktime_get_ns();
+        *current = index;
     }
 }
 

@@ -50,6 +50,6 @@ pub fn forget(slot: &mut Slot) {
     slot.modes = [0; 4];
     slot.random = [0; 4];
     slot.digests = [0; 16];
-    slot.last_mxcsr = 0;
+    slot.mxcsr_digest = 0;
     slot.looked = 0;
 }

@@ -6,7 +6,7 @@ use aya::{
     maps::{Array, HashMap, Map, MapData, PerCpuArray, Queue},
     programs::BtfTracePoint,
 };
-use davy_abi::{Offsets, Settings, SlotIndex};
+use davy_abi::{NEVER_NS, Offsets, Settings, SlotIndex};
 
 use super::{
     Kernel, KernelError, KernelOptions, LoadError, btf,
@@ -46,6 +46,8 @@ pub(super) fn load(options: &KernelOptions) -> Result<Kernel, LoadError> {
         threads,
         counters,
         groups: std::collections::HashMap::new(),
+        absent: std::collections::HashMap::new(),
+        swept: 0,
         registers_unsupported: resolved.registers_unsupported,
         vcpus_unsupported: resolved.vcpus_unsupported,
         ebpf,
@@ -86,10 +88,9 @@ fn settings(options: &KernelOptions, resolved: &Resolved) -> Result<Settings, Lo
     Ok(Settings {
         digest_key: [word(low), word(high)],
         sample_interval_ns: if resolved.registers_unsupported.is_some() {
-            // No look ever: without the fields there is nothing to look at.
-            u64::MAX / 2
+            NEVER_NS
         } else {
-            u64::try_from(options.sample_interval.as_nanos()).unwrap_or(u64::MAX / 2)
+            u64::try_from(options.sample_interval.as_nanos()).unwrap_or(NEVER_NS)
         },
         has_xsave: u32::from(has_xsave()),
         find_vcpus: u32::from(options.find_vcpus && resolved.vcpus_unsupported.is_none()),

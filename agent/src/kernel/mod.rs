@@ -95,6 +95,9 @@ impl Reading {
     }
 }
 
+/// Slots whose thread is looked for at each [`Kernel::refresh_cgroups`]: three short files of /proc for each.
+const SWEPT_AT_ONCE: usize = 64;
+
 /// What watching a group of threads gave.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct WatchedThreads {
@@ -113,6 +116,10 @@ pub struct Kernel {
     threads: maps::HashMap<MapData, u32, SlotIndex>,
     counters: PerCpuArray<MapData, u64>,
     groups: HashMap<PathBuf, TenantIndex>,
+    /// Slots whose thread was not found at the last sweep, with the thread's id.
+    absent: HashMap<SlotIndex, u32>,
+    /// Live slots passed by the sweeps of this round.
+    swept: usize,
     registers_unsupported: Option<String>,
     vcpus_unsupported: Option<String>,
     ebpf: Ebpf,
@@ -206,14 +213,16 @@ impl Kernel {
             return;
         };
         for reading in self.slots.in_use() {
-            if reading.slot.tenant == tenant {
+            if reading.slot.tenant == tenant && !reading.ended() {
                 self.slots.set_tenant(reading.index, TENANT_GONE);
             }
         }
     }
 
     /// Looks again who is in the watched control groups. A group that is gone is forgotten and returned.
+    /// Also looks whether some of the watched threads still exist ([`SWEPT_AT_ONCE`]).
     pub fn refresh_cgroups(&mut self) -> Vec<PathBuf> {
+        self.sweep();
         let groups: Vec<_> = self.groups.clone().into_iter().collect();
         let mut gone = Vec::new();
         for (directory, tenant) in groups {
@@ -223,6 +232,31 @@ impl Kernel {
             }
         }
         gone
+    }
+
+    /// Ends slots whose thread is gone though the kernel half never met its end: it may have died in the moment in
+    /// which it was entered, or exchanged its id while dying. Each must be found gone twice, since a thread shows as
+    /// dead a moment before it leaves its CPU for the last time.
+    fn sweep(&mut self) {
+        let live: Vec<_> = self.slots.in_use().filter(|r| !r.ended()).collect();
+        let start = self.swept % live.len().max(1);
+        self.swept = start + SWEPT_AT_ONCE;
+        for reading in live
+            .iter()
+            .cycle()
+            .skip(start)
+            .take(SWEPT_AT_ONCE.min(live.len()))
+        {
+            let slot = &reading.slot;
+            let exists = Books::read(slot.tid).is_some_and(|now| now.is_of(slot));
+            if exists {
+                self.absent.remove(&reading.index);
+            } else if self.absent.insert(reading.index, slot.tid) == Some(slot.tid) {
+                self.absent.remove(&reading.index);
+                let _ = self.threads.remove(&slot.tid);
+                self.slots.end(reading.index, slot);
+            }
+        }
     }
 
     fn refresh_cgroup(
@@ -235,13 +269,22 @@ impl Kernel {
         for &tid in &members {
             self.watch_thread(tid, tenant, &mut sum)?;
         }
-        for reading in self.slots.in_use() {
-            let left = reading.slot.tenant == tenant
-                && !reading.ended()
-                && members.binary_search(&reading.slot.tid).is_err();
-            // It may have been born a moment ago: then it is in the group by now.
-            if left && !threads::of_cgroup(directory)?.contains(&reading.slot.tid) {
-                self.slots.set_tenant(reading.index, TENANT_GONE);
+        let absent: Vec<_> = self
+            .slots
+            .in_use()
+            .filter(|reading| {
+                reading.slot.tenant == tenant
+                    && !reading.ended()
+                    && members.binary_search(&reading.slot.tid).is_err()
+            })
+            .collect();
+        if !absent.is_empty() {
+            // One may have been born a moment ago: then it is in the group by now.
+            let members = threads::of_cgroup(directory)?;
+            for reading in absent {
+                if members.binary_search(&reading.slot.tid).is_err() {
+                    self.slots.set_tenant(reading.index, TENANT_GONE);
+                }
             }
         }
         Ok(sum)
@@ -284,7 +327,7 @@ impl Kernel {
             if self
                 .slots
                 .get(index)
-                .is_some_and(|slot| slot.tenant != tenant)
+                .is_some_and(|slot| slot.tid == tid && slot.tenant != tenant)
             {
                 self.slots.set_tenant(index, tenant);
             }
@@ -298,7 +341,7 @@ impl Kernel {
             return Ok(());
         };
         self.slots.fill(index, &books.to_slot(tenant));
-        match self.threads.insert(tid, index, libc_bpf_noexist()) {
+        match self.threads.insert(tid, index, bpf_noexist()) {
             Ok(()) if Books::read(tid).is_some_and(|now| now.same_thread(&books)) => {
                 sum.added += 1;
             }
@@ -348,6 +391,24 @@ impl Kernel {
             // A queue with room for every slot cannot be full.
             let _ = self.hand_back(reading.index);
         }
+    }
+
+    /// Enters a thread as it was once, whether it exists or not: for tests of what must never be left behind.
+    ///
+    /// # Panics
+    /// If no slot is free.
+    #[doc(hidden)]
+    pub fn enter_missed(&mut self, reading: &Reading) {
+        let Ok(index) = self.free.pop(0) else {
+            panic!("no slot is free");
+        };
+        let slot = Slot {
+            flags: davy_abi::FLAG_LIVE,
+            ..reading.slot
+        };
+        self.slots.fill(index, &slot);
+        let entered = self.threads.insert(slot.tid, index, bpf_noexist());
+        assert!(entered.is_ok(), "{entered:?}");
     }
 
     fn hand_back(&mut self, index: SlotIndex) -> Result<(), KernelError> {
@@ -411,6 +472,6 @@ impl Kernel {
 }
 
 /// `BPF_NOEXIST`, include/uapi/linux/bpf.h.
-const fn libc_bpf_noexist() -> u64 {
+const fn bpf_noexist() -> u64 {
     1
 }

@@ -111,6 +111,18 @@ impl SlotTable {
         }
     }
 
+    /// Marks a slot as ended whose thread does not exist any more, so that nobody else writes to it.
+    pub(super) fn end(&self, index: SlotIndex, slot: &Slot) {
+        if let Some(pointer) = self.pointer(index) {
+            let flags = (slot.flags & !FLAG_LIVE) | FLAG_ENDED;
+            // SAFETY: points into the mapping; aligned stores are not torn.
+            unsafe {
+                (&raw mut (*pointer).running_since_ns).write_volatile(0);
+                (&raw mut (*pointer).flags).write_volatile(flags);
+            }
+        }
+    }
+
     /// The whole table's bytes.
     pub(super) fn bytes(&self) -> Vec<u8> {
         let bytes = self.len as usize * size_of::<Slot>();

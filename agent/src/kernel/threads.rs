@@ -8,7 +8,7 @@ use std::{
     str::FromStr,
 };
 
-use davy_abi::{FLAG_LIVE, Slot, TenantIndex};
+use davy_abi::{FLAG_LIVE, FLAG_RENAMED, Slot, TenantIndex};
 
 use super::KernelError;
 
@@ -117,7 +117,7 @@ pub(super) struct Books {
 }
 
 impl Books {
-    /// Reads them; `None` if the thread is gone.
+    /// Reads them; `None` if the thread is gone or dead.
     pub(super) fn read(tid: u32) -> Option<Self> {
         // /proc/<tid> answers for threads as well as for processes.
         let of_thread =
@@ -128,6 +128,10 @@ impl Books {
         let stat = of_thread("stat")?;
         // The name may hold spaces and brackets; fields are counted behind its last bracket (proc_pid_stat(5)).
         let fields: Vec<&str> = stat.get(stat.rfind(')')? + 2..)?.split(' ').collect();
+        // A zombie, or a thread about to be none: its end is not to come any more.
+        if matches!(fields.first(), Some(&("Z" | "X"))) {
+            return None;
+        }
         let ticks = |number: usize| fields.get(number - 3)?.parse::<u64>().ok();
         let ns_per_tick = 1_000_000_000 / rustix::param::clock_ticks_per_second().max(1);
         Some(Self {
@@ -146,6 +150,15 @@ impl Books {
     pub(super) fn same_thread(&self, other: &Self) -> bool {
         (self.tid, self.tgid, self.start_boottime_ns)
             == (other.tid, other.tgid, other.start_boottime_ns)
+    }
+
+    /// Whether the slot is this thread's: /proc tells the start only to the clock tick.
+    pub(super) fn is_of(&self, slot: &Slot) -> bool {
+        let tick_ns = 1_000_000_000 / rustix::param::clock_ticks_per_second().max(1);
+        self.tid == slot.tid
+            && self.tgid == slot.tgid
+            && (slot.flags & FLAG_RENAMED != 0
+                || self.start_boottime_ns / tick_ns == slot.start_boottime_ns / tick_ns)
     }
 
     /// A slot for the kernel half: everything until now is the base.

@@ -15,10 +15,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use davy_agent::kernel::{Kernel, KernelOptions, Reading};
+use davy_agent::{
+    config,
+    kernel::{Kernel, KernelOptions, Reading},
+    nudge::Nudger,
+};
 
 /// How long a test waits for a state before it fails.
-pub const DEADLINE: Duration = Duration::from_secs(60);
+pub const DEADLINE: Duration = Duration::from_secs(300);
 
 /// The loaded programs, with the default options.
 ///
@@ -30,6 +34,15 @@ pub fn kernel() -> Kernel {
         Ok(kernel) => kernel,
         Err(error) => panic!("the kernel half cannot be loaded: {error}"),
     }
+}
+
+/// Wakes every CPU often while it lives, so that a load that has a CPU to itself is looked at often too.
+#[must_use]
+pub fn nudged() -> Nudger {
+    Nudger::start(&config::Nudge {
+        rest_hz: 100.0,
+        ..config::Nudge::default()
+    })
 }
 
 /// All readings.
@@ -107,6 +120,12 @@ impl Load {
         drop(self.child.stdin.take());
     }
 
+    /// Ends it, and waits until it has.
+    pub fn end(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
     /// Its process id.
     #[must_use]
     pub fn id(&self) -> u32 {
@@ -128,8 +147,7 @@ impl Load {
 
 impl Drop for Load {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.end();
     }
 }
 

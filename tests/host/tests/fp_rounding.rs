@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
-use davy_host_tests::{Load, kernel, reading_of, wait_for};
+use davy_host_tests::{Load, kernel, nudged, reading_of, wait_for};
 
 const LOAD: &str = env!("CARGO_BIN_EXE_davy-host-load");
 
@@ -10,6 +10,7 @@ const LOAD: &str = env!("CARGO_BIN_EXE_davy-host-load");
 fn modes(arguments: &[&str], least: u64) -> [u64; 4] {
     let load = Load::start(LOAD, arguments);
     let mut kernel = kernel();
+    let _nudged = nudged();
     kernel.watch_process(load.id(), 1).unwrap();
     wait_for("samples", || {
         let modes = reading_of(&kernel, load.id())?.slot.modes;
@@ -40,6 +41,7 @@ fn all_four_modes_are_seen_alike() {
 fn registers_that_never_change_are_no_samples() {
     let load = Load::start(LOAD, &["hold", "random", "2", "once"]);
     let mut kernel = kernel();
+    let _nudged = nudged();
     kernel.watch_process(load.id(), 1).unwrap();
     let slot = wait_for("looks", || {
         let slot = reading_of(&kernel, load.id())?.slot;

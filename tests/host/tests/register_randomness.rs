@@ -3,7 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
-use davy_host_tests::{Load, kernel, reading_of, wait_for};
+use davy_host_tests::{Load, kernel, nudged, reading_of, wait_for};
 
 const LOAD: &str = env!("CARGO_BIN_EXE_davy-host-load");
 
@@ -11,6 +11,7 @@ const LOAD: &str = env!("CARGO_BIN_EXE_davy-host-load");
 fn share(content: &str, mode: &str) -> u64 {
     let load = Load::start(LOAD, &["hold", content, mode]);
     let mut kernel = kernel();
+    let _nudged = nudged();
     kernel.watch_process(load.id(), 1).unwrap();
     let slot = wait_for("samples", || {
         let slot = reading_of(&kernel, load.id())?.slot;
@@ -55,6 +56,7 @@ fn no_map_holds_register_bytes() {
     let hex = format!("{:032x}", u128::from_le_bytes(secret));
     let load = Load::start(LOAD, &["secret", &hex]);
     let mut kernel = kernel();
+    let _nudged = nudged();
     kernel.watch_process(load.id(), 1).unwrap();
     wait_for("samples", || {
         let slot = reading_of(&kernel, load.id())?.slot;

@@ -1,7 +1,7 @@
 //! vCPU threads on the local kernel: the vCPU of a real KVM guest is found by itself, and nothing else is. What
 //! guests compute is looked at in `tests/vm`.
 
-use davy_host_tests::{Load, kernel, readings, wait_for};
+use davy_host_tests::{Load, kernel, nudged, readings, wait_for};
 
 const LOAD: &str = env!("CARGO_BIN_EXE_davy-host-load");
 
@@ -14,6 +14,7 @@ fn a_vcpu_is_found_by_itself() {
         return;
     }
     let kernel = kernel();
+    let _nudged = nudged();
     assert_eq!(kernel.vcpus_unsupported(), None);
     let slot = wait_for("looks at the guest", || {
         let of_load: Vec<_> = readings(&kernel)
