@@ -11,7 +11,13 @@ use serde::Serialize;
 use crate::{
     error::chain,
     kernel::{Kernel, KernelOptions, Requirement, requirements},
+    source::ThreadSource,
+    tenant::discover::{ProcFs, Processes as _},
 };
+
+/// Why no VM can be found on a host without KVM, and what to do.
+pub const NO_KVM: &str = "no /dev/kvm: this host cannot run VMs now; load kvm_intel or kvm_amd (and enable \
+     virtualization in the firmware), or configure tenants by cgroup or pid";
 
 /// What was found. Its JSON form is `--json`'s output.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -167,7 +173,8 @@ pub fn print(json: bool) -> anyhow::Result<ExitCode> {
     let loaded = match Kernel::load(&options) {
         Ok(kernel) => Loaded {
             error: None,
-            vcpus_unsupported: kernel.vcpus_unsupported().map(str::to_owned),
+            vcpus_unsupported: ThreadSource::vcpus_unsupported(&kernel)
+                .or_else(|| (!ProcFs.kvm_present()).then(|| NO_KVM.to_owned())),
             sensors: kernel.sensors(),
         },
         Err(error) => Loaded {

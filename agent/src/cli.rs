@@ -36,7 +36,7 @@ pub struct Cli {
 enum Command {
     /// Measure, and stream what is found to the detector, until stopped (SIGTERM or Ctrl-C).
     ///
-    /// Needs root (or CAP_BPF and CAP_PERFMON). `davy-agent check` tells what is missing.
+    /// Needs root (or CAP_BPF, CAP_PERFMON and CAP_SYS_RESOURCE). `davy-agent check` tells what is missing.
     /// Log lines go to standard error; RUST_LOG sets how many (default: info).
     Run {
         /// The configuration, TOML. Without it the defaults hold: all VMs of this host, detector on this machine.
@@ -60,7 +60,7 @@ enum Command {
     /// SIGKILL after 2 s); its input is /dev/null. The trial ends early when everything it watches has ended, and
     /// at Ctrl-C, with the verdict so far. A process or control group is only watched, never ended.
     ///
-    /// Needs root (or CAP_BPF and CAP_PERFMON). The result goes to standard output, progress to standard error.
+    /// Needs root (or CAP_BPF, CAP_PERFMON and CAP_SYS_RESOURCE). The result goes to standard output, progress to standard error.
     /// Exit status 0 if the trial itself worked, whatever the verdict and the command's own status.
     Trial(TrialArguments),
 }

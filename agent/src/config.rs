@@ -17,7 +17,7 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
 };
 
 use regex::Regex;
@@ -25,6 +25,9 @@ use serde::Deserialize;
 
 /// Least and greatest window, ms. The wire allows windows of at most an hour.
 pub const WINDOW_MS: std::ops::RangeInclusive<u64> = 1_000..=3_600_000;
+
+/// Least rate of wakings that is not off, 1/s.
+const RATE_HZ_MIN: f64 = 0.01;
 
 /// Everything that can be configured.
 #[derive(Clone, Debug, Deserialize)]
@@ -87,9 +90,9 @@ pub struct Tenant {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Nudge {
-    /// Wakings per second and CPU at rest; 0 to 50, 0 is off. Default: 2.
+    /// Wakings per second and CPU at rest; 0 (off), or 0.01 to 50. Default: 2.
     pub rest_hz: f64,
-    /// Wakings per second on the CPUs of a tenant where evidence is forming; 0 to 100. Default: 20.
+    /// Wakings per second on the CPUs of a tenant where evidence is forming; 0 (off), or 0.01 to 100. Default: 20.
     pub closer_look_hz: f64,
     /// How long a closer look lasts, s; 1 to 600. Default: 5.
     pub closer_look_s: u64,
@@ -140,12 +143,12 @@ pub enum ConfigError {
         source: std::io::Error,
     },
     /// It is not TOML, has an unknown key, or a value of the wrong type.
-    #[error("the configuration {} is not valid", path.display())]
+    #[error("the configuration {} is not valid: {problem}", path.display())]
     Parse {
         /// The file.
         path: PathBuf,
-        /// Line, key and what is wrong.
-        source: Box<toml::de::Error>,
+        /// Line and what is wrong, one sentence.
+        problem: String,
     },
     /// A value is out of range or contradicts another.
     #[error("in the configuration {}, `{key}` {problem}", path.display())]
@@ -179,7 +182,7 @@ impl Config {
     pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
         let config: Self = toml::from_str(text).map_err(|source| ConfigError::Parse {
             path: path.to_owned(),
-            source: Box::new(source),
+            problem: in_one_sentence(&source, text),
         })?;
         config
             .check()
@@ -241,7 +244,13 @@ impl Config {
         }
         if let Some(pattern) = &self.names.pattern {
             match Regex::new(pattern) {
-                Err(error) => return bad("names.pattern", format!("is not a pattern: {error}")),
+                Err(error) => {
+                    // The lines before the last draw where it is.
+                    let error = error.to_string();
+                    let what = error.lines().last().unwrap_or_default();
+                    let what = what.trim_start_matches("error: ");
+                    return bad("names.pattern", format!("is not a pattern: {what}"));
+                }
                 Ok(regex) if !regex.capture_names().flatten().any(|name| name == "id") => {
                     return bad(
                         "names.pattern",
@@ -253,6 +262,16 @@ impl Config {
         }
         self.check_tenants()?;
         self.nudge.check()
+    }
+
+    /// The name of an earlier tenant than the `index`-th that is the same control group, or is above or below it.
+    fn overlapping(&self, index: usize, cgroup: &Path) -> Option<&str> {
+        let mut earlier = self.tenant[..index].iter();
+        let tenant = earlier.find(|tenant| {
+            (tenant.cgroup.as_deref())
+                .is_some_and(|other| other.starts_with(cgroup) || cgroup.starts_with(other))
+        })?;
+        Some(&tenant.name)
     }
 
     fn check_tenants(&self) -> Result<(), (String, String)> {
@@ -286,6 +305,21 @@ impl Config {
                         format!("is {}: it must be an absolute path", cgroup.display()),
                     ));
                 }
+                (Some(cgroup), None) if cgroup.components().any(|c| c == Component::ParentDir) => {
+                    return Err((
+                        format!("{key}.cgroup"),
+                        format!("is {}: it must not go through ..", cgroup.display()),
+                    ));
+                }
+                (Some(cgroup), None) if let Some(other) = self.overlapping(index, cgroup) => {
+                    return Err((
+                        format!("{key}.cgroup"),
+                        format!(
+                            "is {}, which overlaps that of tenant {other:?}: a thread can count for one tenant only",
+                            cgroup.display()
+                        ),
+                    ));
+                }
                 (Some(_), None) if tenant.tree => {
                     return Err((
                         format!("{key}.tree"),
@@ -306,12 +340,12 @@ impl Config {
 impl Nudge {
     fn check(&self) -> Result<(), (String, String)> {
         let rate = |key: &str, value: f64, max: f64| {
-            if value.is_finite() && (0.0..=max).contains(&value) {
+            if value == 0.0 || (RATE_HZ_MIN..=max).contains(&value) {
                 Ok(())
             } else {
                 Err((
                     key.to_owned(),
-                    format!("is {value}: it must be between 0 and {max}"),
+                    format!("is {value}: it must be 0, or between {RATE_HZ_MIN} and {max}"),
                 ))
             }
         };
@@ -322,6 +356,17 @@ impl Nudge {
             .map(|_| ())
             .map_err(|problem| ("nudge.exclude_cpus".to_owned(), problem))
     }
+}
+
+/// What `toml` has to say about `text`, without the drawing.
+fn in_one_sentence(error: &toml::de::Error, text: &str) -> String {
+    let message = error.message().replace('\n', "; ");
+    let Some(before) = error.span().and_then(|span| text.get(..span.start)) else {
+        return message;
+    };
+    let number = before.matches('\n').count();
+    let line = text.lines().nth(number).unwrap_or_default().trim();
+    format!("line {} ({line}): {message}", number + 1)
 }
 
 fn in_range<T: Copy + PartialOrd + std::fmt::Display>(
@@ -472,6 +517,21 @@ mod tests {
                 &["tenant[1].name", "twice"],
             ),
             ("[nudge]\nrest_hz = -1.0", &["nudge.rest_hz"]),
+            ("[nudge]\nrest_hz = 1e-300", &["nudge.rest_hz", "0.01"]),
+            ("[nudge]\nrest_hz = nan", &["nudge.rest_hz"]),
+            (
+                "[[tenant]]\nname = 'a'\ncgroup = '/g/../x'",
+                &["tenant[0].cgroup", ".."],
+            ),
+            (
+                "[[tenant]]\nname = 'a'\ncgroup = '/g/x/'\n[[tenant]]\nname = 'b'\ncgroup = '/g'",
+                &["tenant[1].cgroup", "overlaps", "\"a\""],
+            ),
+            (
+                "[[tenant]]\nname = 'a'\ncgroup = '/g'\n[[tenant]]\nname = 'b'\ncgroup = '/g/.'",
+                &["tenant[1].cgroup", "overlaps"],
+            ),
+            ("\nwindow_ms = = 5", &["agent.toml", "line 2"]),
             ("[nudge]\nexclude_cpus = '3-2'", &["nudge.exclude_cpus"]),
             ("metrics_listen = 'x'", &["metrics_listen"]),
         ] {
@@ -479,7 +539,15 @@ mod tests {
             for word in words {
                 assert!(sentence.contains(word), "{text:?} gave {sentence:?}");
             }
+            assert!(!sentence.contains('\n'), "{sentence:?}");
         }
+    }
+
+    #[test]
+    fn groups_side_by_side_are_two_tenants() {
+        let text =
+            "[[tenant]]\nname = 'a'\ncgroup = '/g/x'\n[[tenant]]\nname = 'b'\ncgroup = '/g/xy'";
+        assert_eq!(parse(text).unwrap().tenant.len(), 2);
     }
 
     #[test]

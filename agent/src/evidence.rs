@@ -4,7 +4,14 @@
 //! evidence is that of the thread nearest to a conclusion. Of a droplet only vCPU threads count: what the VMM
 //! itself computes (an encrypted migration, say) is not the guest's doing.
 //!
-//! An ended thread counts until its CPU time has left the duty's span; then it is forgotten.
+//! CPU time counts for the duty from the conclusion on, and only while it goes on: what a thread used since its
+//! last sample outside rounding mode 0 counts once the next one comes within the same window. RandomX has two of three there.
+//!
+//! An ended thread, or one that left, counts until its CPU time has left the duty's span; then it is forgotten.
+//!
+//! What a detector had stored of a tenant's tests is a test of its own, without CPU time, until a thread that has given no
+//! sample yet gives one such as the tests look for: that thread goes on with it. It is dropped as soon as threads
+//! have concluded the same by themselves, and after an hour.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
@@ -26,6 +33,9 @@ use crate::{
 /// Over how much time the duty is averaged, ns.
 pub const DUTY_SPAN_NS: u64 = 60_000_000_000;
 
+/// For how long what a detector had stored stands without a thread that goes on with it, ns.
+pub const CARRIED_NS_MAX: u64 = 3_600_000_000_000;
+
 /// What the sensors on registers can do on this host.
 #[derive(Clone, Copy, Debug)]
 pub struct HostSensors {
@@ -39,8 +49,11 @@ pub struct HostSensors {
 struct Thread {
     fp_rounding: fp_rounding::Test,
     register_randomness: register_randomness::Test,
+    /// On-CPU time in the window that counts for the duty.
     on_cpu_ns: u64,
-    /// On-CPU time of the windows closed within the duty's span, oldest first, aligned at the newest.
+    /// On-CPU time in the window since then, which counts with the next sample outside mode 0.
+    pending_on_cpu_ns: u64,
+    /// What counted in the windows closed within the duty's span, oldest first, aligned at the newest.
     closed_on_cpu_ns: VecDeque<u64>,
     is_confidential: bool,
     counts: bool,
@@ -64,6 +77,8 @@ struct Tenant {
 struct Carried {
     fp_rounding: fp_rounding::Test,
     register_randomness: register_randomness::Test,
+    /// Spans of the windows closed since, ns.
+    age_ns: u64,
 }
 
 /// The tests of all tenants.
@@ -73,8 +88,7 @@ pub struct Tests {
 }
 
 impl Tests {
-    /// Resumes a tenant's tests where a detector has them stored: for its threads that have given no sample yet,
-    /// present and to come until the tenant's first window is closed.
+    /// Resumes a tenant's tests where a detector has them stored; the module's documentation says how.
     ///
     /// # Errors
     /// If the stored state is out of range or contradicts itself; nothing is changed then.
@@ -92,14 +106,9 @@ impl Tests {
                 rr.directed_llr,
                 rr.directed_concluded,
             )?,
+            age_ns: 0,
         };
-        let tenant = self.tenants.entry(tenant).or_default();
-        for thread in tenant.threads.values_mut() {
-            if thread.fp_rounding.samples() == 0 {
-                thread.take_over(&carried);
-            }
-        }
-        tenant.carried = Some(carried);
+        self.tenants.entry(tenant).or_default().carried = Some(carried);
         Ok(())
     }
 
@@ -113,23 +122,19 @@ impl Tests {
         let mut forming = Vec::new();
         for delta in deltas {
             let tenant = self.tenants.entry(delta.tenant).or_default();
-            let carried = tenant.carried;
-            let thread = tenant.threads.entry(delta.thread).or_insert_with(|| {
-                let mut thread = Thread::default();
-                if let Some(carried) = &carried {
-                    thread.take_over(carried);
-                }
-                thread
-            });
+            let thread = tenant.threads.entry(delta.thread).or_default();
             thread.ended = delta.ended;
-            thread.is_confidential = delta.is_confidential;
-            thread.counts = delta.is_vcpu || !vcpus_only(delta.tenant);
-            if !thread.counts {
+            thread.is_confidential |= delta.is_confidential;
+            thread.counts |= delta.is_vcpu || !vcpus_only(delta.tenant);
+            if !thread.counts || thread.is_confidential {
                 continue;
             }
-            thread.on_cpu_ns = thread.on_cpu_ns.saturating_add(delta.cpu.on_cpu_ns);
-            if delta.is_confidential {
-                continue;
+            if thread.fp_rounding.samples() == 0
+                && (any_directed(&delta.modes) || all(&delta.random) > 0)
+                && let Some(carried) = tenant.carried.take()
+            {
+                thread.fp_rounding = carried.fp_rounding;
+                thread.register_randomness = carried.register_randomness;
             }
             if thread.add(delta) && !delta.ended {
                 forming.push(delta.cpu_number);
@@ -154,6 +159,25 @@ impl Tests {
         self.tenants.entry(tenant).or_default().close(span_ns, host)
     }
 
+    /// Makes the threads of `ended`, a tenant that ended in this window, threads of `successor`, which began in it.
+    pub fn merge(&mut self, ended: TenantIndex, successor: TenantIndex) {
+        let Some(ended) = self.tenants.remove(&ended) else {
+            return;
+        };
+        let successor = self.tenants.entry(successor).or_default();
+        for (key, mut thread) in ended.threads {
+            thread.ended = true;
+            successor.threads.entry(key).or_insert(thread);
+        }
+        // The successor has closed no window: the rings of its threads are empty.
+        successor.spans_ns = ended.spans_ns;
+        successor.looks = successor.looks.saturating_add(ended.looks);
+        successor.ever_looked |= ended.ever_looked;
+        successor.carried = successor.carried.take().or(ended.carried);
+        add(&mut successor.modes, &ended.modes);
+        add(&mut successor.random, &ended.random);
+    }
+
     /// Forgets a tenant that has ended.
     pub fn forget(&mut self, tenant: TenantIndex) {
         self.tenants.remove(&tenant);
@@ -161,15 +185,12 @@ impl Tests {
 }
 
 impl Thread {
-    fn take_over(&mut self, carried: &Carried) {
-        self.fp_rounding = carried.fp_rounding;
-        self.register_randomness = carried.register_randomness;
-    }
-
-    /// Adds samples; `true` if evidence is forming: a test that has not concluded moved towards it.
+    /// Adds samples and CPU time; `true` if evidence is forming: a test that has not concluded moved towards it.
     fn add(&mut self, delta: &ThreadDelta) -> bool {
         let any_before = self.register_randomness.any_llr();
+        let stood = self.fp_rounding.concluded();
         self.fp_rounding.add(delta.modes);
+        self.add_on_cpu(delta, stood && self.fp_rounding.concluded());
         self.register_randomness.add(delta.modes, delta.random);
         let fp_forms = !self.fp_rounding.concluded()
             && any_directed(&delta.modes)
@@ -184,11 +205,24 @@ impl Thread {
             && self.register_randomness.any_llr() > any_before;
         fp_forms || hashing_forms
     }
+
+    /// `stands`: whether `fp_rounding` stood concluded throughout the delta.
+    fn add_on_cpu(&mut self, delta: &ThreadDelta, stands: bool) {
+        if !stands {
+            self.pending_on_cpu_ns = 0;
+            return;
+        }
+        self.pending_on_cpu_ns = self.pending_on_cpu_ns.saturating_add(delta.cpu.on_cpu_ns);
+        if any_directed(&delta.modes) {
+            let counts_ns = std::mem::take(&mut self.pending_on_cpu_ns);
+            self.on_cpu_ns = self.on_cpu_ns.saturating_add(counts_ns);
+        }
+    }
 }
 
 impl Tenant {
     fn close(&mut self, span_ns: u64, host: HostSensors) -> TenantEvidence {
-        self.carried = None;
+        self.drop_carried(span_ns);
         self.close_duty_window(span_ns);
         let evidence = TenantEvidence {
             fp_rounding: self.fp_rounding(host.fp_rounding),
@@ -196,7 +230,7 @@ impl Tenant {
         };
         (self.modes, self.random, self.looks) = ([0; 4], [0; 4], 0);
         for thread in self.threads.values_mut() {
-            thread.on_cpu_ns = 0;
+            (thread.on_cpu_ns, thread.pending_on_cpu_ns) = (0, 0);
         }
         self.threads.retain(|_, thread| {
             !thread.ended
@@ -204,6 +238,25 @@ impl Tenant {
                     && thread.closed_on_cpu_ns.iter().any(|&ns| ns > 0))
         });
         evidence
+    }
+
+    /// Drops what was carried if it is too old, or threads have concluded the same by themselves.
+    fn drop_carried(&mut self, span_ns: u64) {
+        let Some(carried) = &mut self.carried else {
+            return;
+        };
+        carried.age_ns = carried.age_ns.saturating_add(span_ns);
+        let (fp, rr) = (&carried.fp_rounding, &carried.register_randomness);
+        let tests = || self.threads.values().filter(|thread| thread.counts);
+        let own = tests().any(|thread| thread.fp_rounding.samples() > 0)
+            && (!fp.concluded() || tests().any(|thread| thread.fp_rounding.concluded()))
+            && (!rr.any_concluded()
+                || tests().any(|thread| thread.register_randomness.any_concluded()))
+            && (!rr.directed_concluded()
+                || tests().any(|thread| thread.register_randomness.directed_concluded()));
+        if own || carried.age_ns > CARRIED_NS_MAX {
+            self.carried = None;
+        }
     }
 
     /// Enters the window into the duty's ring, and drops windows that begin before the duty's span.
@@ -239,6 +292,7 @@ impl Tenant {
         // A concluded test stands for the tenant even if another one has the greater sum just now.
         let nearest = tests()
             .map(|thread| &thread.fp_rounding)
+            .chain(self.carried.as_ref().map(|carried| &carried.fp_rounding))
             .max_by(|a, b| {
                 (a.concluded().cmp(&b.concluded()))
                     .then(a.least_llr().total_cmp(&b.least_llr()))
@@ -270,6 +324,11 @@ impl Tenant {
                 .values()
                 .filter(|thread| thread.counts)
                 .map(|thread| &thread.register_randomness)
+                .chain(
+                    self.carried
+                        .as_ref()
+                        .map(|carried| &carried.register_randomness),
+                )
         };
         let any = tests()
             .map(|test| (test.any_concluded(), test.any_llr()))

@@ -36,6 +36,12 @@ fn randomx(tid: u32, on_cpu_ns: u64) -> ThreadDelta {
     delta(tid, on_cpu_ns, [130, 90, 90, 90], [129, 89, 90, 89])
 }
 
+/// A thread that has concluded, in a window that is closed.
+fn concluded(tests: &mut Tests, tid: u32, span_ns: u64) {
+    update(tests, &[randomx(tid, span_ns)]);
+    assert!(tests.close(TENANT, span_ns, LIVE).fp_rounding.concluded);
+}
+
 fn honest(tid: u32, on_cpu_ns: u64) -> ThreadDelta {
     delta(tid, on_cpu_ns, [400, 0, 0, 0], [0; 4])
 }
@@ -47,6 +53,8 @@ fn update(tests: &mut Tests, deltas: &[ThreadDelta]) -> Vec<u32> {
 #[test]
 fn a_randomx_thread_beside_honest_ones_is_mining() {
     let mut tests = Tests::default();
+    update(&mut tests, &[randomx(2, 0)]);
+    tests.close(TENANT, 1, LIVE);
     let deltas = [
         honest(1, 9 * SECOND_NS),
         randomx(2, 5 * SECOND_NS),
@@ -57,7 +65,7 @@ fn a_randomx_thread_beside_honest_ones_is_mining() {
     let fp = &evidence.fp_rounding;
     assert_eq!(fp.state, SensorState::Live);
     assert_eq!(fp.modes, [930, 90, 90, 90]);
-    assert_eq!(fp.test_samples, 400);
+    assert_eq!(fp.test_samples, 800);
     assert!(fp.concluded);
     assert_eq!(fp.concluded_on_cpu_ns, 5 * SECOND_NS);
     assert!((fp.duty - 0.5).abs() < 1e-9);
@@ -138,6 +146,7 @@ fn states_tell_unknown_from_nothing() {
 #[test]
 fn duty_is_averaged_over_the_last_minute() {
     let mut tests = Tests::default();
+    update(&mut tests, &[randomx(1, 0)]);
     let mut duty = 0.0;
     for _ in 0..6 {
         update(&mut tests, &[randomx(1, 10 * SECOND_NS)]);
@@ -154,6 +163,7 @@ fn duty_is_averaged_over_the_last_minute() {
 #[test]
 fn an_ended_miner_counts_until_its_time_has_left_the_duty() {
     let mut tests = Tests::default();
+    update(&mut tests, &[randomx(1, 0)]);
     let mut ended = randomx(1, 10 * SECOND_NS);
     ended.ended = true;
     update(&mut tests, &[ended]);
@@ -176,23 +186,121 @@ fn an_ended_miner_counts_until_its_time_has_left_the_duty() {
 }
 
 #[test]
-fn stored_tests_are_resumed_by_threads_without_samples() {
+fn cpu_time_before_the_conclusion_is_not_the_miners() {
+    let mut tests = Tests::default();
+    update(&mut tests, &[honest(1, 9 * SECOND_NS)]);
+    update(&mut tests, &[delta(1, SECOND_NS, [200; 4], [200; 4])]);
+    let evidence = tests.close(TENANT, 10 * SECOND_NS, LIVE);
+    assert!(evidence.fp_rounding.concluded);
+    assert_eq!(evidence.fp_rounding.concluded_on_cpu_ns, 0);
+    assert!(davy_evidence::verdict(&evidence).level < davy_evidence::Level::Mining);
+    // From then on it counts, at once.
+    update(&mut tests, &[randomx(1, 10 * SECOND_NS)]);
+    let evidence = tests.close(TENANT, 10 * SECOND_NS, LIVE);
+    assert!((evidence.fp_rounding.duty - 0.5).abs() < 1e-9);
+    assert_eq!(
+        davy_evidence::verdict(&evidence).level,
+        davy_evidence::Level::Mining
+    );
+}
+
+#[test]
+fn a_miner_that_went_over_to_other_work_stops_being_one() {
+    // Work that leaves the registers alone gives looks, but no samples; other work gives samples in mode 0.
+    let mut scalar = delta(1, 10 * SECOND_NS, [0; 4], [0; 4]);
+    scalar.looks = 50;
+    let floating = delta(1, 10 * SECOND_NS, [10, 0, 0, 0], [0; 4]);
+    for other_work in [scalar, floating] {
+        let mut tests = Tests::default();
+        concluded(&mut tests, 1, 10 * SECOND_NS);
+        update(&mut tests, &[randomx(1, 10 * SECOND_NS)]);
+        assert!(tests.close(TENANT, 10 * SECOND_NS, LIVE).fp_rounding.duty > 0.4);
+        let mut evidence = TenantEvidence::default();
+        for _ in 0..6 {
+            update(&mut tests, &[other_work]);
+            evidence = tests.close(TENANT, 10 * SECOND_NS, LIVE);
+            assert_eq!(evidence.fp_rounding.concluded_on_cpu_ns, 0);
+        }
+        assert_eq!(evidence.fp_rounding.state, SensorState::Live);
+        assert!(evidence.fp_rounding.duty < 1e-9);
+    }
+}
+
+#[test]
+fn looks_without_samples_between_samples_count_too() {
+    let mut tests = Tests::default();
+    concluded(&mut tests, 1, SECOND_NS);
+    update(&mut tests, &[delta(1, SECOND_NS, [0; 4], [0; 4])]);
+    update(&mut tests, &[delta(1, SECOND_NS, [1, 1, 0, 0], [0; 4])]);
+    update(&mut tests, &[delta(1, SECOND_NS, [1, 0, 0, 0], [0; 4])]);
+    let evidence = tests.close(TENANT, 3 * SECOND_NS, LIVE);
+    assert_eq!(evidence.fp_rounding.concluded_on_cpu_ns, 2 * SECOND_NS);
+}
+
+/// The evidence that a miner's tests had when the agent was restarted.
+fn stored() -> TenantEvidence {
     let mut before = Tests::default();
     update(&mut before, &[randomx(1, SECOND_NS)]);
-    let stored = before.close(TENANT, SECOND_NS, LIVE);
+    before.close(TENANT, SECOND_NS, LIVE)
+}
 
+#[test]
+fn stored_tests_stand_until_the_thread_they_were_of_goes_on() {
+    let stored = stored();
     let mut tests = Tests::default();
     tests.resume(TENANT, &stored).unwrap();
-    update(&mut tests, &[delta(7, SECOND_NS, [0; 4], [0; 4])]);
+    let still = |tid| delta(tid, SECOND_NS, [0; 4], [0; 4]);
+    update(&mut tests, &[still(7), still(8)]);
     let evidence = tests.close(TENANT, SECOND_NS, LIVE);
     assert!(evidence.fp_rounding.concluded);
     assert_eq!(evidence.fp_rounding.llr, stored.fp_rounding.llr);
     assert!(evidence.register_randomness.directed_concluded);
+    assert_eq!(evidence.fp_rounding.concluded_threads, 0);
 
+    update(
+        &mut tests,
+        &[
+            honest(7, SECOND_NS),
+            delta(8, SECOND_NS, [1, 1, 1, 1], [1; 4]),
+        ],
+    );
+    let evidence = tests.close(TENANT, SECOND_NS, LIVE);
+    assert!(evidence.fp_rounding.concluded);
+    assert_eq!(evidence.fp_rounding.test_samples, 404);
+    assert_eq!(evidence.fp_rounding.concluded_threads, 1);
+    assert_eq!(evidence.fp_rounding.concluded_on_cpu_ns, SECOND_NS);
+}
+
+#[test]
+fn stored_tests_make_no_miner_of_threads_beside() {
     let mut tests = Tests::default();
-    update(&mut tests, &[honest(7, SECOND_NS)]);
-    tests.resume(TENANT, &stored).unwrap();
-    assert!(!tests.close(TENANT, SECOND_NS, LIVE).fp_rounding.concluded);
+    tests.resume(TENANT, &stored()).unwrap();
+    let scalar = delta(7, 10 * SECOND_NS, [0; 4], [0; 4]);
+    // A miner at a low duty, and one that never touches a vector register.
+    update(&mut tests, &[scalar, randomx(8, SECOND_NS)]);
+    let evidence = tests.close(TENANT, 10 * SECOND_NS, LIVE);
+    assert_eq!(evidence.fp_rounding.concluded_threads, 1);
+    assert!((evidence.fp_rounding.duty - 0.1).abs() < 1e-9);
+    assert_eq!(
+        davy_evidence::verdict(&evidence).level,
+        davy_evidence::Level::Suspect
+    );
+}
+
+#[test]
+fn stored_tests_stand_for_an_hour_at_most() {
+    let mut tests = Tests::default();
+    tests.resume(TENANT, &stored()).unwrap();
+    let mut hours = 0;
+    while tests
+        .close(TENANT, CARRIED_NS_MAX / 4, LIVE)
+        .fp_rounding
+        .concluded
+    {
+        hours += 1;
+        assert!(hours <= 4, "they stand too long");
+    }
+    assert_eq!(hours, 4);
 }
 
 #[test]

@@ -203,10 +203,22 @@ fn encode_tenants(encoder: &mut Encoder<'_>, overview: &Overview) -> fmt::Result
     let Overview {
         threads,
         tenants,
+        tenants_left_out,
+        threads_refused,
         sensors,
     } = overview;
     let threads = u64::try_from(*threads).unwrap_or(u64::MAX);
     encoder.gauge("davy_agent_threads", "Threads watched", threads)?;
+    encoder.gauge(
+        "davy_agent_threads_refused",
+        "Threads not watched because they found no free slot, as of the last attempts",
+        *threads_refused,
+    )?;
+    encoder.gauge(
+        "davy_agent_tenants_left_out",
+        "Tenants left out of the last window, which had too many",
+        *tenants_left_out,
+    )?;
     let tenants: Vec<_> = ["quiet", "suspect", "mining"]
         .map(|level| {
             let count = tenants.get(level).copied().unwrap_or(0);
@@ -361,6 +373,8 @@ mod tests {
             overview: Overview {
                 threads: 7,
                 tenants: [("mining", 2)].into(),
+                tenants_left_out: 8,
+                threads_refused: 9,
                 sensors: vec![("fp_rounding".to_owned(), SensorState::Stalled)],
             },
             uplink: uplink::Snapshot {
@@ -386,6 +400,8 @@ mod tests {
             "davy_agent_tenants{verdict=\"mining\"} 2\n",
             "davy_agent_tenants{verdict=\"quiet\"} 0\n",
             "davy_agent_sensor_state{sensor=\"fp_rounding\",state=\"stalled\"} 1\n",
+            "davy_agent_threads_refused 9\n",
+            "davy_agent_tenants_left_out 8\n",
             "davy_agent_windows_lost_total 3\n",
             "davy_agent_queue_windows 5\n",
             "davy_agent_kernel_problems_total{problem=\"no_free_slot\"} 4\n",

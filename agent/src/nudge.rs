@@ -72,7 +72,11 @@ pub fn pause(rest_hz: f64, closer_look_hz: f64, close: bool) -> Option<Duration>
     } else {
         rest_hz
     };
-    (hz > 0.0).then(|| Duration::from_secs_f64(1.0 / hz))
+    if hz <= 0.0 {
+        return None;
+    }
+    // A rate too small to be a time is a pause without end.
+    Some(Duration::try_from_secs_f64(1.0 / hz).unwrap_or(Duration::MAX))
 }
 
 /// The CPUs to nudge: the online ones without the excluded ones.
@@ -222,6 +226,7 @@ mod tests {
         assert_eq!(pause(2.0, 20.0, true), Some(Duration::from_millis(50)));
         assert_eq!(pause(2.0, 0.0, true), Some(Duration::from_millis(500)));
         assert_eq!(pause(0.0, 20.0, false), None);
+        assert_eq!(pause(1e-300, 0.0, false), Some(Duration::MAX));
     }
 
     #[test]

@@ -11,6 +11,7 @@ use davy_proto::v1;
 use tracing::{info, warn};
 
 use crate::{
+    check::NO_KVM,
     config::Config,
     error::chain,
     evidence::{HostSensors, Tests},
@@ -27,6 +28,12 @@ use crate::{
 
 /// A sensor's reason is cut to this on the wire, bytes.
 const REASON_BYTES_MAX: usize = 1_000;
+/// Most tenants in a window on the wire; a detector refuses windows with more.
+const TENANTS_MAX: usize = 4_096;
+/// How long stored tests wait for their tenant to be found, ns.
+const CARRIED_WAIT_NS: u64 = 3_600_000_000_000;
+/// The sensors' list says under this name if VMs cannot be found.
+const VCPUS: &str = "vcpus";
 
 /// What one look found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -44,6 +51,10 @@ pub struct Overview {
     pub threads: usize,
     /// Tenants by verdict level: quiet, suspect, mining.
     pub tenants: BTreeMap<&'static str, u64>,
+    /// Tenants left out of the last window, which had too many.
+    pub tenants_left_out: u64,
+    /// Threads that are not watched because they found no free slot, as of the last attempts.
+    pub threads_refused: u64,
     /// The sensors' states on this host.
     pub sensors: Vec<(String, SensorState)>,
 }
@@ -100,6 +111,10 @@ pub struct Observer<S, P> {
     readings: Vec<Reading>,
     deltas: Vec<ThreadDelta>,
     carried: HashMap<String, TenantEvidence>,
+    /// `CLOCK_MONOTONIC` at which `carried` came.
+    carried_at_ns: u64,
+    /// `CLOCK_BOOTTIME` at which observing began.
+    began_boottime_ns: u64,
     levels: HashMap<TenantIndex, Level>,
     looks: u64,
     ever_looked: bool,
@@ -112,6 +127,7 @@ impl<S: ThreadSource, P: Processes> Observer<S, P> {
     pub fn new(source: S, processes: P, config: &Config) -> Self {
         Self {
             registry: Registry::new(&config.tenant, config.name_pattern()),
+            began_boottime_ns: source.boottime_ns(),
             source,
             processes,
             accountant: Accountant::default(),
@@ -119,6 +135,7 @@ impl<S: ThreadSource, P: Processes> Observer<S, P> {
             readings: Vec::new(),
             deltas: Vec::new(),
             carried: HashMap::new(),
+            carried_at_ns: 0,
             levels: HashMap::new(),
             looks: 0,
             ever_looked: false,
@@ -190,9 +207,13 @@ impl<S: ThreadSource, P: Processes> Observer<S, P> {
         &self.overview
     }
 
-    /// Gives what a detector had stored of this host's tests. It is used for tenants found from now on, and for
-    /// threads of present ones that have given no sample yet.
+    /// Gives what a detector had stored of this host's tests. It is used for tenants that were there before the agent,
+    /// and are found within an hour.
     pub fn carry(&mut self, carried: Vec<Carried>) {
+        if carried.is_empty() {
+            return;
+        }
+        self.carried_at_ns = self.source.now_ns();
         self.carried
             .extend(carried.into_iter().map(|c| (c.tenant_key, c.evidence)));
     }
@@ -207,7 +228,7 @@ impl<S: ThreadSource, P: Processes> Observer<S, P> {
         {
             now_ns = self.take_readings();
         }
-        self.resume_tests();
+        self.resume_tests(now_ns);
         let registry = &self.registry;
         let deltas = self.accountant.update(&self.readings, now_ns, |index| {
             registry.tenant(index).is_some()
@@ -223,6 +244,7 @@ impl<S: ThreadSource, P: Processes> Observer<S, P> {
         self.ever_watched |= !deltas.is_empty();
         self.deltas = deltas;
         self.overview.threads = self.accountant.threads();
+        self.overview.threads_refused = self.registry.threads_refused();
         let mut released = 0;
         // One that left its tenant but lives is not released yet: the kernel half ends it at its next switch.
         for reading in &self.readings {
@@ -246,9 +268,22 @@ impl<S: ThreadSource, P: Processes> Observer<S, P> {
             register_randomness: state_of(&sensors, "register_randomness"),
         };
         let mut sums = self.accountant.close();
+        let successions = self.registry.successions();
+        for &(ended, successor) in &successions {
+            self.tests.merge(ended, successor);
+            if let Some(part) = sums.remove(&ended) {
+                sums.entry(successor).or_default().add(&part);
+            }
+            if let Some(level) = self.levels.remove(&ended) {
+                self.levels.insert(successor, level);
+            }
+        }
         self.overview.tenants.clear();
         let mut tenants = Vec::new();
         for tenant in self.registry.tenants() {
+            if successions.iter().any(|&(ended, _)| ended == tenant.index) {
+                continue;
+            }
             let sums = sums.remove(&tenant.index).unwrap_or_default();
             let evidence = self.tests.close(tenant.index, span_ns, host);
             let verdict = verdict(&evidence);
@@ -257,8 +292,16 @@ impl<S: ThreadSource, P: Processes> Observer<S, P> {
             if self.levels.insert(tenant.index, verdict.level) != Some(verdict.level) {
                 info!(tenant = %tenant.key, name = %tenant.name, verdict = level, reason = verdict.reasons.first(), "verdict");
             }
-            tenants.push(message(tenant, &sums, &evidence, &verdict));
+            tenants.push((verdict.level, message(tenant, &sums, &evidence, &verdict)));
         }
+        let (tenants, left_out) = most_telling(tenants, TENANTS_MAX);
+        if left_out > 0 && self.overview.tenants_left_out == 0 {
+            warn!(
+                left_out,
+                "this host has more than {TENANTS_MAX} tenants: the least suspicious and idlest are not reported"
+            );
+        }
+        self.overview.tenants_left_out = left_out;
         for index in self.registry.forget_ended() {
             self.accountant.forget(index);
             self.tests.forget(index);
@@ -294,14 +337,32 @@ impl<S: ThreadSource, P: Processes> Observer<S, P> {
         now_ns
     }
 
-    fn resume_tests(&mut self) {
+    fn resume_tests(&mut self, now_ns: u64) {
+        if now_ns.saturating_sub(self.carried_at_ns) > CARRIED_WAIT_NS {
+            self.carried.clear();
+        }
         if self.carried.is_empty() {
             return;
         }
         for tenant in self.registry.tenants() {
+            if !self.carried.contains_key(&tenant.key) {
+                continue;
+            }
+            let of_tenant = self.readings.iter().map(|reading| &reading.slot);
+            let Some(began_ns) = of_tenant
+                .filter(|slot| slot.tenant == tenant.index)
+                .map(|slot| slot.start_boottime_ns)
+                .min()
+            else {
+                continue; // It has no thread yet.
+            };
             let Some(evidence) = self.carried.remove(&tenant.key) else {
                 continue;
             };
+            if began_ns > self.began_boottime_ns {
+                info!(tenant = %tenant.key, "it began after the agent did: its tests begin anew");
+                continue;
+            }
             match self.tests.resume(tenant.index, &evidence) {
                 Ok(()) => {
                     info!(tenant = %tenant.key, "tests go on where they stood before the agent's restart");
@@ -321,6 +382,13 @@ impl<S: ThreadSource, P: Processes> Observer<S, P> {
             all_confidential: false,
         };
         let threads = u64::try_from(self.accountant.threads()).unwrap_or(u64::MAX);
+        // Whoever has a droplet can find VMs, wherever the device's node is.
+        let droplets =
+            (self.registry.tenants()).any(|tenant| matches!(tenant.kind, Kind::Droplet { .. }));
+        let no_vms = self
+            .source
+            .vcpus_unsupported()
+            .or_else(|| (!droplets && !self.processes.kvm_present()).then(|| NO_KVM.to_owned()));
         self.source
             .sensors()
             .into_iter()
@@ -332,8 +400,24 @@ impl<S: ThreadSource, P: Processes> Observer<S, P> {
                 };
                 (name, register_state(can, looks), reason)
             })
+            .chain(no_vms.map(|reason| (VCPUS, SensorState::Unsupported, reason)))
             .collect()
     }
+}
+
+/// At most `max` of the messages, the highest verdicts first, then those with the most CPU time; and how many are left out.
+fn most_telling(
+    mut tenants: Vec<(Level, v1::TenantWindow)>,
+    max: usize,
+) -> (Vec<v1::TenantWindow>, u64) {
+    let left_out = tenants.len().saturating_sub(max);
+    if left_out > 0 {
+        let on_cpu_ns = |tenant: &v1::TenantWindow| tenant.cpu.map_or(0, |cpu| cpu.on_cpu_ns);
+        tenants.sort_by_key(|(level, tenant)| std::cmp::Reverse((*level, on_cpu_ns(tenant))));
+        tenants.truncate(max);
+    }
+    let tenants = tenants.into_iter().map(|(_, tenant)| tenant).collect();
+    (tenants, u64::try_from(left_out).unwrap_or(u64::MAX))
 }
 
 fn state_of(sensors: &[(&'static str, SensorState, String)], name: &str) -> SensorState {

@@ -142,6 +142,137 @@ fn stored_tests_go_on_after_a_restart() {
 }
 
 #[test]
+fn a_vm_made_anew_under_its_name_is_one_tenant_of_the_window() {
+    let mut observer = observer_of_a_vm();
+    compute_randomx(&mut observer);
+    observer.look();
+    observer.source.slot(1).on_cpu_ns += 5;
+    observer.source.end(1);
+    observer.look();
+    observer
+        .processes
+        .run(200, "qemu-system-x86_64 -name guest=droplet-8");
+    observer.source.vcpu(2, 200);
+    observer.source.slot(2).on_cpu_ns += 7;
+    let window = close(&mut observer);
+    let [tenant] = &window.tenants[..] else {
+        panic!("one tenant, not {:?}", window.tenants);
+    };
+    assert_eq!((tenant.key.as_str(), tenant.vcpus), ("qemu:droplet-8", 1));
+    let cpu = tenant.cpu.unwrap();
+    assert_eq!((cpu.threads, cpu.on_cpu_ns), (2, 8 * SECOND_NS + 12));
+    let evidence = tenant.evidence.as_ref().unwrap();
+    let fp = evidence.fp_rounding.as_ref().unwrap();
+    assert!(fp.concluded);
+    assert_eq!(fp.modes, [140, 100, 100, 100]);
+    // What the ended one did is told once.
+    let window = close(&mut observer);
+    assert_eq!(window.tenants.len(), 1);
+    assert_eq!(window.tenants[0].cpu.unwrap().on_cpu_ns, 0);
+}
+
+#[test]
+fn a_vm_made_after_the_restart_does_not_go_on_with_old_tests() {
+    let mut before = observer_of_a_vm();
+    compute_randomx(&mut before);
+    let stored = close(&mut before).tenants[0].evidence.clone().unwrap();
+    let carried = vec![Carried {
+        tenant_key: "qemu:droplet-8".to_owned(),
+        evidence: stored.try_into().unwrap(),
+    }];
+
+    // It began after the agent did.
+    let mut after = observer_of_a_vm();
+    after.source.slot(1).start_boottime_ns += 1;
+    after.carry(carried.clone());
+    let concluded = |window: &v1::Window| {
+        let evidence = window.tenants[0].evidence.clone().unwrap();
+        evidence.fp_rounding.unwrap().concluded
+    };
+    assert!(!concluded(&close(&mut after)));
+
+    // It was found too late.
+    let mut after = observer_of_a_vm();
+    let slots = std::mem::take(&mut after.source.slots);
+    after.carry(carried);
+    after.source.now_ns += CARRIED_WAIT_NS + 1;
+    after.look();
+    after.source.slots = slots;
+    assert!(!concluded(&close(&mut after)));
+    assert!(after.carried.is_empty());
+}
+
+#[test]
+fn a_conclusion_does_not_stay_with_a_tenant_the_thread_has_left() {
+    let mut observer = observer_of_a_vm();
+    compute_randomx(&mut observer);
+    close(&mut observer);
+    let group = observer
+        .enter("cgroup:/g".to_owned(), String::new(), |_, _| {
+            let dir = "/g".into();
+            Ok::<_, std::io::Error>(Kind::Cgroup { dir })
+        })
+        .unwrap();
+    observer.source.thread(2, 100, 1);
+    observer.source.slot(1).tenant = group;
+    close(&mut observer);
+    let window = close(&mut observer);
+    let droplet = &window.tenants[0];
+    assert_eq!(droplet.key, "qemu:droplet-8");
+    let evidence = droplet.evidence.as_ref().unwrap();
+    assert!(!evidence.fp_rounding.as_ref().unwrap().concluded);
+}
+
+#[test]
+fn a_host_that_cannot_find_vms_says_so() {
+    let vcpus = |window: &v1::Window| {
+        let status = window.sensors.iter().find(|s| s.sensor == VCPUS)?;
+        assert_eq!(status.state(), v1::SensorState::Unsupported);
+        Some(status.reason.clone())
+    };
+    let mut processes = ScriptedProcesses {
+        without_kvm: true,
+        ..ScriptedProcesses::default()
+    };
+    let mut without = observer(processes.clone());
+    assert_eq!(vcpus(&close(&mut without)).as_deref(), Some(NO_KVM));
+    processes.without_kvm = false;
+    let mut with = observer(processes);
+    assert_eq!(vcpus(&close(&mut with)), None);
+    with.source.vcpus_unsupported = Some("no such field".to_owned());
+    assert_eq!(vcpus(&close(&mut with)).as_deref(), Some("no such field"));
+}
+
+#[test]
+fn of_too_many_tenants_the_most_telling_are_reported() {
+    let tenant = |level, on_cpu_ns, key: &str| {
+        let cpu = Some(v1::Cpu {
+            on_cpu_ns,
+            ..v1::Cpu::default()
+        });
+        let key = key.to_owned();
+        let tenant = v1::TenantWindow {
+            key,
+            cpu,
+            ..v1::TenantWindow::default()
+        };
+        (level, tenant)
+    };
+    let all = vec![
+        tenant(Level::Quiet, 1, "idle"),
+        tenant(Level::Suspect, 2, "suspect"),
+        tenant(Level::Quiet, 9, "busy"),
+    ];
+    let keys = |max| {
+        let (tenants, left_out) = most_telling(all.clone(), max);
+        let keys: Vec<_> = tenants.into_iter().map(|tenant| tenant.key).collect();
+        (keys.join(" "), left_out)
+    };
+    assert_eq!(keys(3), ("idle suspect busy".to_owned(), 0));
+    assert_eq!(keys(2), ("suspect busy".to_owned(), 1));
+}
+
+#[test]
 fn a_closer_look_is_asked_for_where_evidence_forms() {
     let mut observer = observer_of_a_vm();
     observer.look();

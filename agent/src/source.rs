@@ -51,6 +51,10 @@ pub trait ThreadSource {
     fn release(&mut self, reading: &Reading);
     /// What each sensor can do on this host, with the reason if it cannot.
     fn sensors(&self) -> Vec<(&'static str, SensorState, String)>;
+    /// Why vCPU threads are not found by themselves on this host, if they are not.
+    fn vcpus_unsupported(&self) -> Option<String>;
+    /// `CLOCK_BOOTTIME`, ns: the clock of `Slot::start_boottime_ns`.
+    fn boottime_ns(&self) -> u64;
     /// What each program of the kernel half has cost.
     fn overhead(&self) -> Vec<ProgramCost>;
     /// The kernel half's counters, by [`davy_abi::Counter`].
@@ -106,6 +110,14 @@ impl ThreadSource for Kernel {
 
     fn sensors(&self) -> Vec<(&'static str, SensorState, String)> {
         Kernel::sensors(self)
+    }
+
+    fn vcpus_unsupported(&self) -> Option<String> {
+        Kernel::vcpus_unsupported(self).map(str::to_owned)
+    }
+
+    fn boottime_ns(&self) -> u64 {
+        clock_ns(rustix::time::ClockId::Boottime)
     }
 
     fn overhead(&self) -> Vec<ProgramCost> {

@@ -25,6 +25,11 @@ pub(crate) struct Script {
     pub(crate) watched_cgroups: HashMap<PathBuf, TenantIndex>,
     pub(crate) gone_cgroups: Vec<PathBuf>,
     pub(crate) unwatchable: HashSet<u32>,
+    /// Processes whose threads find no free slot.
+    pub(crate) full_for: HashSet<u32>,
+    /// Threads (slot, process) that are found only when their process is watched.
+    pub(crate) later_threads: Vec<(SlotIndex, u32)>,
+    pub(crate) vcpus_unsupported: Option<String>,
     pub(crate) released: Vec<SlotIndex>,
 }
 
@@ -68,9 +73,16 @@ impl Script {
             return Err(io::Error::other("scripted to fail"));
         }
         let mut watched = WatchedThreads::default();
+        if self.full_for.contains(&tgid) {
+            watched.refused = 1;
+            return Ok(watched);
+        }
+        for (index, of) in std::mem::take(&mut self.later_threads) {
+            self.thread(index, of, 0);
+        }
         for slot in self.slots.values_mut().filter(|slot| slot.tgid == tgid) {
+            watched.added += u32::from(slot.tenant != tenant);
             slot.tenant = tenant;
-            watched.added += 1;
         }
         Ok(watched)
     }
@@ -136,6 +148,14 @@ impl ThreadSource for Script {
         ]
     }
 
+    fn vcpus_unsupported(&self) -> Option<String> {
+        self.vcpus_unsupported.clone()
+    }
+
+    fn boottime_ns(&self) -> u64 {
+        self.now_ns
+    }
+
     fn overhead(&self) -> Vec<ProgramCost> {
         Vec::new()
     }
@@ -151,6 +171,7 @@ pub(crate) struct ScriptedProcesses {
     pub(crate) facts: HashMap<u32, ProcessFacts>,
     pub(crate) workers: HashMap<u32, Vec<u32>>,
     pub(crate) cgroups: HashSet<PathBuf>,
+    pub(crate) without_kvm: bool,
 }
 
 impl ScriptedProcesses {
@@ -175,5 +196,9 @@ impl Processes for ScriptedProcesses {
 
     fn cgroup_exists(&self, dir: &Path) -> bool {
         self.cgroups.contains(dir)
+    }
+
+    fn kvm_present(&self) -> bool {
+        !self.without_kvm
     }
 }

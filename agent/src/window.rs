@@ -7,7 +7,8 @@
 //! - the open interval of a running thread counts up to the reading, and never twice ([`CpuFigures::advance`]);
 //! - an ended thread's last part counts once; then it is forgotten, and its slot may be handed back;
 //! - so does the last part of a thread that left its tenant but lives on; what it does until a tenant takes it up
-//!   again is nobody's.
+//!   again is nobody's;
+//! - a thread that a tenant has no more, because another has it or it is in no reading, has a last part of nothing there.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -67,6 +68,15 @@ pub struct WindowSums {
     pub cpu: CpuFigures,
     /// On-CPU time of vCPU threads, ns.
     pub vcpu_on_cpu_ns: u64,
+}
+
+impl WindowSums {
+    /// Adds `other`, saturating.
+    pub fn add(&mut self, other: &Self) {
+        self.threads = self.threads.saturating_add(other.threads);
+        self.cpu.add(other.cpu);
+        self.vcpu_on_cpu_ns = self.vcpu_on_cpu_ns.saturating_add(other.vcpu_on_cpu_ns);
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -129,6 +139,13 @@ impl Accountant {
             }
             .filter(|&tenant| known(tenant));
             let (mut thread, delta) = self.advance(key, reading, before, tenant, now_ns);
+            // Another tenant has it now.
+            if let Some(left) = before.and_then(|thread| thread.tenant)
+                && tenant != Some(left)
+                && known(left)
+            {
+                deltas.push(nothing_more(key, left, reading.slot.cpu));
+            }
             if let Some(delta) = delta {
                 let first_in_window =
                     thread.window != self.window || before.and_then(|b| b.tenant) != tenant;
@@ -144,7 +161,13 @@ impl Accountant {
         }
         // What is in no reading any more was handed back; forgetting it bounds the table by the slots.
         let round = self.round;
-        self.threads.retain(|_, thread| thread.round == round);
+        self.threads.retain(|&key, thread| {
+            let stays = thread.round == round;
+            if let Some(tenant) = thread.tenant.filter(|&tenant| !stays && known(tenant)) {
+                deltas.push(nothing_more(key, tenant, 0));
+            }
+            stays
+        });
         deltas
     }
 
@@ -222,6 +245,22 @@ impl Accountant {
         if delta.is_vcpu {
             sum.vcpu_on_cpu_ns = sum.vcpu_on_cpu_ns.saturating_add(delta.cpu.on_cpu_ns);
         }
+    }
+}
+
+/// The last part of a thread that did nothing for `tenant` any more.
+fn nothing_more(thread: ThreadKey, tenant: TenantIndex, cpu_number: u32) -> ThreadDelta {
+    ThreadDelta {
+        thread,
+        tenant,
+        is_vcpu: false,
+        is_confidential: false,
+        ended: true,
+        cpu_number,
+        cpu: CpuFigures::default(),
+        looks: 0,
+        modes: [0; 4],
+        random: [0; 4],
     }
 }
 

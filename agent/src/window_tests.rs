@@ -162,10 +162,30 @@ fn a_thread_that_changes_tenants_counts_for_each_its_own_part() {
     accountant.update(&[reading(1, moved)], 3_000, |_| true);
     moved.tenant = TENANT + 1;
     moved.on_cpu_ns = 350;
-    accountant.update(&[reading(1, moved)], 4_000, |_| true);
+    let deltas = accountant.update(&[reading(1, moved)], 4_000, |_| true);
+    let parts: Vec<_> = deltas
+        .iter()
+        .map(|d| (d.tenant, d.ended, d.cpu.on_cpu_ns))
+        .collect();
+    assert_eq!(parts, [(TENANT, true, 0), (TENANT + 1, false, 50)]);
     let sums = accountant.close();
     let of = |tenant| (sums[&tenant].cpu.on_cpu_ns, sums[&tenant].threads);
     assert_eq!((of(TENANT), of(TENANT + 1)), ((300, 1), (50, 1)));
+}
+
+#[test]
+fn a_thread_in_no_reading_any_more_has_ended() {
+    let mut accountant = Accountant::default();
+    accountant.update(&[reading(1, slot(10, 2_000, 300))], 3_000, known);
+    let deltas = accountant.update(&[], 4_000, known);
+    assert_eq!(
+        (deltas.len(), deltas[0].ended, deltas[0].tenant),
+        (1, true, TENANT)
+    );
+    assert!(accountant.update(&[], 5_000, known).is_empty());
+    // A tenant that is forgotten hears nothing any more.
+    accountant.update(&[reading(1, slot(10, 2_000, 300))], 6_000, known);
+    assert!(accountant.update(&[], 7_000, |_| false).is_empty());
 }
 
 #[test]

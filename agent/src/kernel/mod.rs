@@ -305,7 +305,7 @@ impl Kernel {
             if listed.is_empty() && round == 0 {
                 return Ok(None);
             }
-            sum.already = 0;
+            (sum.already, sum.refused) = (0, 0);
             for tid in listed {
                 self.watch_thread(tid, tenant, &mut sum)?;
             }

@@ -3,8 +3,9 @@
 //! [`Registry::follow`], then [`Registry::adopt`] with fresh readings, are called at least once a second. All it knows about processes comes
 //! through [`Processes`], so it can be driven by a script.
 //!
-//! vhost workers: since Linux 6.4 they are threads of the VMM (`kernel/vhost_task.c`) and need nothing special;
-//! before, they are kernel threads named `vhost-<tgid>` (`drivers/vhost/vhost.c`, `vhost_worker_create`), which
+//! A VMM's threads are listed anew every few seconds: vhost workers since Linux 6.4 (`kernel/vhost_task.c`,
+//! `vhost_task_create`) and io_uring workers (`io_uring/io-wq.c`, `create_io_thread`) are threads of the VMM made by
+//! `copy_process` alone, of which the kernel half hears nothing. Before 6.4 vhost workers are kernel threads named `vhost-<tgid>` (`drivers/vhost/vhost.c`, `vhost_worker_create`), which
 //! are looked for when a VM is found and once more later, because a guest's driver starts them.
 
 use std::{
@@ -25,6 +26,11 @@ use crate::{config, error::chain, kernel::Reading, source::ThreadSource};
 /// When kernel threads of a VM are looked for a second time, after it was found, ns.
 const SECOND_WORKER_LOOK_NS: u64 = 20_000_000_000;
 
+/// How often all threads of a droplet's process are listed anew, ns.
+const WATCH_AGAIN_NS: u64 = 5_000_000_000;
+/// How often it is tried again to watch threads that found no free slot, ns.
+const WATCH_REFUSED_AGAIN_NS: u64 = 1_000_000_000;
+
 /// What discovery must know about processes and control groups.
 pub trait Processes {
     /// Command line, program and start of a process; `None` if it is gone.
@@ -33,6 +39,8 @@ pub trait Processes {
     fn kernel_workers(&self, tgid: u32) -> Vec<u32>;
     /// Whether a control group's directory exists.
     fn cgroup_exists(&self, dir: &Path) -> bool;
+    /// Whether the kernel can run VMs now.
+    fn kvm_present(&self) -> bool;
 }
 
 /// A tenant from the configuration.
@@ -58,6 +66,10 @@ pub struct Registry {
     by_tgid: HashMap<u32, TenantIndex>,
     wanted: Vec<Wanted>,
     worker_looks: Vec<(u64, TenantIndex)>,
+    /// Threads of each tenant that found no free slot at the last attempt; never 0.
+    refused: BTreeMap<TenantIndex, u32>,
+    watch_again_at_ns: u64,
+    watch_refused_at_ns: u64,
     pattern: Option<Regex>,
     next_index: TenantIndex,
 }
@@ -91,6 +103,9 @@ impl Registry {
             by_tgid: HashMap::new(),
             wanted,
             worker_looks: Vec::new(),
+            refused: BTreeMap::new(),
+            watch_again_at_ns: 0,
+            watch_refused_at_ns: 0,
             pattern,
             next_index: 1,
         }
@@ -105,6 +120,30 @@ impl Registry {
     #[must_use]
     pub fn tenant(&self, index: TenantIndex) -> Option<&Tenant> {
         self.tenants.get(&index)
+    }
+
+    /// Threads that are not watched because they found no free slot, as of the last attempts.
+    #[must_use]
+    pub fn threads_refused(&self) -> u64 {
+        self.refused.values().map(|&n| u64::from(n)).sum()
+    }
+
+    /// Tenants that have ended, each with the later one that has its key: the two are one tenant to the detector.
+    /// A successor may itself have ended; the earlier ones come first.
+    #[must_use]
+    pub fn successions(&self) -> Vec<(TenantIndex, TenantIndex)> {
+        let mut last_of: HashMap<&str, TenantIndex> = HashMap::new();
+        let mut successions: Vec<_> = self
+            .tenants
+            .values()
+            .rev()
+            .filter_map(|tenant| {
+                let later = last_of.insert(&tenant.key, tenant.index);
+                later.map(|later| (tenant.index, later))
+            })
+            .collect();
+        successions.reverse();
+        successions
     }
 
     /// The index that the next tenant will have.
@@ -158,8 +197,9 @@ impl Registry {
         processes: &impl Processes,
     ) -> bool {
         self.count_threads(readings);
-        self.end_the_gone();
-        self.adopt_vcpus(readings, source, processes)
+        self.end_the_gone(processes);
+        let more = self.watch_again(readings, source);
+        self.adopt_vcpus(readings, source, processes) || more
     }
 
     /// Drops the tenants that have ended; call after their last window was closed. Returns their indices.
@@ -172,6 +212,7 @@ impl Registry {
             .collect();
         for index in &ended {
             self.tenants.remove(index);
+            self.refused.remove(index);
         }
         ended
     }
@@ -190,14 +231,22 @@ impl Registry {
         }
     }
 
-    /// Droplets and processes end with their last thread.
-    fn end_the_gone(&mut self) {
+    /// Droplets and processes end with their last thread. A process that exists may have no thread that is watched, if no
+    /// slot was free.
+    fn end_the_gone(&mut self, processes: &impl Processes) {
         for tenant in self.tenants.values_mut().filter(|tenant| !tenant.ended) {
             let tgid = match tenant.kind {
                 Kind::Droplet { tgid, .. } | Kind::Process { tgid } => tgid,
                 Kind::Cgroup { .. } => continue,
             };
-            if tenant.threads == 0 {
+            let waits_for_slots = || {
+                self.refused.contains_key(&tenant.index)
+                    && processes.facts(tgid).is_some_and(|facts| {
+                        matches!(tenant.kind, Kind::Process { .. })
+                            && tenant.key == process_key(tgid, &facts)
+                    })
+            };
+            if tenant.threads == 0 && !waits_for_slots() {
                 info!(tenant = %tenant.key, "tenant ended");
                 tenant.ended = true;
                 if self.by_tgid.get(&tgid) == Some(&tenant.index) {
@@ -235,17 +284,17 @@ impl Registry {
                         source.watch_process(*pid, index)
                     };
                     let kind = Kind::Process { tgid: *pid };
-                    let key = format!("pid:{pid}@{}", facts.start_ticks);
-                    (key, kind, outcome.map_err(|e| chain(&e)))
+                    (
+                        process_key(*pid, &facts),
+                        kind,
+                        outcome.map_err(|e| chain(&e)),
+                    )
                 }
             };
             match outcome {
                 Err(reason) => wanted.warn(&reason),
                 Ok(watched) => {
-                    if watched.refused > 0 {
-                        let (tenant, refused) = (&wanted.name, watched.refused);
-                        warn!(%tenant, refused, "threads are not watched: raise slots_max");
-                    }
+                    note_refused(&mut self.refused, index, &wanted.name, watched.refused);
                     wanted.done = matches!(wanted.what, WantedWhat::Process { .. });
                     wanted.watched_as = Some(index);
                     self.enter(key, wanted.name.clone(), kind);
@@ -253,6 +302,51 @@ impl Registry {
             }
         }
         self.wanted = wanted;
+    }
+
+    /// Lists the threads of droplets' processes anew, and tries again where threads found no free slot. `true` if
+    /// something was newly watched.
+    fn watch_again<S: ThreadSource>(&mut self, readings: &[Reading], source: &mut S) -> bool {
+        let now_ns = source.now_ns();
+        let all = now_ns >= self.watch_again_at_ns;
+        if !all && (self.refused.is_empty() || now_ns < self.watch_refused_at_ns) {
+            return false;
+        }
+        if all {
+            self.watch_again_at_ns = now_ns.saturating_add(WATCH_AGAIN_NS);
+        }
+        self.watch_refused_at_ns = now_ns.saturating_add(WATCH_REFUSED_AGAIN_NS);
+        let mut changed = false;
+        for tenant in self.tenants.values().filter(|tenant| !tenant.ended) {
+            let index = tenant.index;
+            let refused = self.refused.contains_key(&index);
+            let outcome = match &tenant.kind {
+                Kind::Droplet { tgid, .. } | Kind::Process { tgid }
+                    if is_shared(*tgid, index, readings) =>
+                {
+                    continue;
+                }
+                Kind::Droplet { tgid, .. } if all || refused => source.watch_process(*tgid, index),
+                Kind::Process { tgid } if refused => {
+                    let tree = self.wanted.iter().any(|wanted| {
+                        wanted.watched_as == Some(index)
+                            && matches!(wanted.what, WantedWhat::Process { tree: true, .. })
+                    });
+                    if tree {
+                        source.watch_tree(*tgid, index)
+                    } else {
+                        source.watch_process(*tgid, index)
+                    }
+                }
+                Kind::Cgroup { dir } if refused => source.watch_cgroup(dir, index),
+                _ => continue,
+            };
+            // Who is gone is ended elsewhere.
+            let watched = outcome.unwrap_or_default();
+            changed |= watched.added > 0;
+            note_refused(&mut self.refused, index, &tenant.key, watched.refused);
+        }
+        changed
     }
 
     fn adopt_vcpus<S: ThreadSource>(
@@ -302,6 +396,7 @@ impl Registry {
         let facts = processes.facts(tgid)?;
         let identity = identify(tgid, &facts, self.pattern.as_ref());
         let index = self.next_index;
+        let key = identity.key.clone();
         info!(key = %identity.key, name = %identity.name, tgid, "droplet found");
         self.insert(Tenant {
             index,
@@ -317,12 +412,15 @@ impl Registry {
             ended: false,
         });
         self.by_tgid.insert(tgid, index);
-        if let Err(error) = source.watch_process(tgid, index) {
-            warn!(
+        match source.watch_process(tgid, index) {
+            Ok(watched) => {
+                note_refused(&mut self.refused, index, &key, watched.refused);
+            }
+            Err(error) => warn!(
                 tgid,
                 error = chain(&error),
                 "only this VM's vCPU threads can be watched"
-            );
+            ),
         }
         let now_ns = source.now_ns();
         self.worker_looks.push((now_ns, index));
@@ -386,6 +484,35 @@ impl Wanted {
     }
 }
 
+/// The key of a process; another that gets its number starts at another time.
+fn process_key(tgid: u32, facts: &ProcessFacts) -> String {
+    format!("pid:{tgid}@{}", facts.start_ticks)
+}
+
+/// Whether threads of the process belong to another tenant (a control group, say), which is not to lose them.
+fn is_shared(tgid: u32, tenant: TenantIndex, readings: &[Reading]) -> bool {
+    readings.iter().any(|reading| {
+        let owner = reading.slot.tenant;
+        reading.slot.tgid == tgid && !reading.ended() && owner != 0 && owner != tenant
+    })
+}
+
+/// Keeps how many of a tenant's threads found no free slot, and says so when that begins and ends.
+fn note_refused(
+    all: &mut BTreeMap<TenantIndex, u32>,
+    index: TenantIndex,
+    tenant: &str,
+    refused: u32,
+) {
+    if refused == 0 {
+        if all.remove(&index).is_some() {
+            info!(%tenant, "all threads are watched now");
+        }
+    } else if all.insert(index, refused).is_none() {
+        warn!(%tenant, refused, "threads are not watched: raise slots_max; trying again every second");
+    }
+}
+
 /// `/proc` and the control groups of this machine.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ProcFs;
@@ -445,6 +572,13 @@ impl Processes for ProcFs {
 
     fn cgroup_exists(&self, dir: &Path) -> bool {
         dir.is_dir()
+    }
+
+    fn kvm_present(&self) -> bool {
+        // The device's node may be hidden from a container; sysfs shows what the kernel has registered.
+        ["/dev/kvm", "/sys/devices/virtual/misc/kvm"]
+            .iter()
+            .any(|path| Path::new(path).exists())
     }
 }
 
