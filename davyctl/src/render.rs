@@ -1,9 +1,9 @@
 //! Tables for people. Pure: the time and the terminal's width are arguments.
 //!
-//! In a narrow terminal the columns that matter least go first; what is left wraps within its cell. Without a width
-//! (output to a file or a pipe) nothing is left out and nothing wraps.
+//! In a narrow terminal the columns that matter least go first; what is left wraps within its cell, between words: where
+//! not even the words fit, more columns go. Only words above [`WORD_CHARS_MAX`] are broken. Without a width (output to a file or a pipe) nothing is left out and nothing wraps.
 
-use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
+use comfy_table::{CellAlignment, ColumnConstraint, ContentArrangement, Table, Width, presets};
 
 use crate::model::{Droplet, Droplets, FpRounding, Host, OneDroplet, Status, Window, percent};
 
@@ -11,9 +11,15 @@ const SECOND_NS: u64 = 1_000_000_000;
 /// A tenant not seen for longer than this is told apart: three windows of the default 10 s, and some.
 const STALE_NS: u64 = 60 * SECOND_NS;
 
+/// Longest word (of a name or key, say) for which a column is kept wide enough, characters.
+const WORD_CHARS_MAX: usize = 16;
+
+const IF_WORDS_BREAK: u8 = 100;
+
 struct Column {
     head: &'static str,
-    /// Order in which columns are left out for want of room; `None`: never.
+    /// Order in which columns are left out for want of room; from [`IF_WORDS_BREAK`] on only where otherwise not even
+    /// the words would fit; `None`: never.
     drop: Option<u8>,
     right: bool,
 }
@@ -33,19 +39,34 @@ fn table(columns: &[Column], rows: &[Vec<String>], width: Option<u16>) -> String
             .unwrap_or(0)
             + 2
     };
+    let words = |index: usize| {
+        let cells = rows.iter().map(|row| longest_word(&row[index]));
+        cells
+            .chain([longest_word(columns[index].head)])
+            .max()
+            .unwrap_or(0)
+            .min(WORD_CHARS_MAX)
+            + 2
+    };
     let mut kept: Vec<usize> = (0..columns.len()).collect();
-    if let Some(width) = width {
-        while kept.iter().map(|index| natural(*index)).sum::<usize>() > usize::from(width) {
-            let Some(least) = kept
-                .iter()
-                .copied()
-                .filter(|i| columns[*i].drop.is_some())
-                .min_by_key(|i| columns[*i].drop)
-            else {
-                break;
-            };
-            kept.retain(|index| *index != least);
+    let is_wider = |kept: &[usize], of: &dyn Fn(usize) -> usize| {
+        let sum = kept.iter().map(|index| of(*index)).sum::<usize>();
+        width.is_some_and(|width| sum > usize::from(width))
+    };
+    while let Some((order, least)) = kept
+        .iter()
+        .filter_map(|i| columns[*i].drop.map(|order| (order, *i)))
+        .min()
+    {
+        let fits = if order < IF_WORDS_BREAK {
+            !is_wider(&kept, &natural)
+        } else {
+            !is_wider(&kept, &words)
+        };
+        if fits {
+            break;
         }
+        kept.retain(|index| *index != least);
     }
     let mut table = Table::new();
     table.load_style(presets::NOTHING).force_no_tty();
@@ -67,9 +88,32 @@ fn table(columns: &[Column], rows: &[Vec<String>], width: Option<u16>) -> String
             column.set_cell_alignment(CellAlignment::Right);
         }
     }
+    if is_wider(&kept, &natural) {
+        keep_words(&mut table);
+    }
     let mut text = table.trim_fmt();
     text.push('\n');
     text
+}
+
+fn longest_word(text: &str) -> usize {
+    let words = text.split_whitespace().map(|word| word.chars().count());
+    words.max().unwrap_or(0)
+}
+
+/// Keeps each column as wide as its longest word, up to [`WORD_CHARS_MAX`].
+fn keep_words(table: &mut Table) {
+    let mut longest: Vec<usize> = vec![0; table.column_count()];
+    for row in table.header().into_iter().chain(table.row_iter()) {
+        for (column, cell) in row.cell_iter().enumerate() {
+            longest[column] = longest[column].max(longest_word(&cell.content()));
+        }
+    }
+    for (column, chars) in table.column_iter_mut().zip(longest) {
+        // With one space on either side.
+        let width = u16::try_from(chars.min(WORD_CHARS_MAX) + 2).unwrap_or(u16::MAX);
+        column.set_constraint(ColumnConstraint::LowerBoundary(Width::Fixed(width)));
+    }
 }
 
 /// Labels and values, the values wrapped.
@@ -83,6 +127,9 @@ fn list(rows: &[(String, String)], width: Option<u16>) -> String {
     }
     for (label, value) in rows {
         table.add_row([label, value]);
+    }
+    if width.is_some() {
+        keep_words(&mut table);
     }
     let mut text = table.trim_fmt();
     text.push('\n');
@@ -176,13 +223,13 @@ pub fn droplets(document: &Droplets, now_unix_ns: u64, width: Option<u16>) -> St
         column("HOST", Some(if hosts_differ { 7 } else { 3 }), false),
         column("TENANT", None, false),
         column("VCPUS", Some(2), true),
-        column("CPU", None, true),
+        column("CPU", Some(IF_WORDS_BREAK + 1), true),
         column("MODES 0/1/2/3", None, true),
         column("DUTY", Some(5), true),
         column("SAMPLES", Some(4), true),
         column("VERDICT", None, false),
         column("SINCE", Some(6), true),
-        column("PLANNED", None, false),
+        column("PLANNED", Some(IF_WORDS_BREAK), false),
         column("SEEN", Some(if any_stale { 8 } else { 1 }), true),
     ];
     let rows: Vec<Vec<String>> = droplets
@@ -323,7 +370,7 @@ fn history_table(document: &OneDroplet, now_unix_ns: u64, width: Option<u16>) ->
     let columns = [
         column("ENDED", None, true),
         column("SPAN", Some(1), true),
-        column("CPU", None, true),
+        column("CPU", Some(IF_WORDS_BREAK + 1), true),
         column("MODES 0/1/2/3", None, true),
         column("SAMPLES", Some(3), true),
         column("DUTY", Some(2), true),
@@ -399,10 +446,10 @@ fn host_table(hosts: &[Host], now_unix_ns: u64, width: Option<u16>) -> String {
         column("AGENT", None, false),
         column("VERSION", Some(2), false),
         column("KERNEL", Some(1), false),
-        column("WINDOWS", None, true),
+        column("WINDOWS", Some(IF_WORDS_BREAK), true),
         column("LOST", None, true),
         column("SENSORS LIVE", Some(3), true),
-        column("SEEN", None, true),
+        column("SEEN", Some(IF_WORDS_BREAK + 1), true),
     ];
     let rows: Vec<Vec<String>> = hosts
         .iter()

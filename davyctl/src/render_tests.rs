@@ -160,6 +160,20 @@ fn a_very_narrow_terminal_wraps() {
 }
 
 #[test]
+fn words_stay_whole_in_a_very_narrow_terminal() {
+    let whole = droplets(&three(), NOW, None);
+    let narrow = droplets(&three(), NOW, Some(40));
+    fits(&narrow, 40);
+    let known: Vec<&str> = whole.split_whitespace().collect();
+    for word in narrow.split_whitespace() {
+        assert!(
+            known.contains(&word),
+            "{word:?} is a part of a word in\n{narrow}"
+        );
+    }
+}
+
+#[test]
 fn hosts_and_what_is_stale_stay_in_a_narrow_terminal() {
     let (mut here, mut there) = (miner(), miner());
     here.host = "a".into();

@@ -9,7 +9,6 @@ use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
 use davy_proto::v1::inventory_server::InventoryServer;
-use davy_proto::v1::telemetry_server::TelemetryServer;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -17,8 +16,9 @@ use tokio_stream::wrappers::TcpListenerStream;
 
 use crate::config::{Config, ConfigError};
 use crate::evidence::FRESH_NS;
+use crate::ingest::Ingest;
 use crate::ingest::live::Live;
-use crate::ingest::{Ingest, MESSAGE_BYTES_MAX};
+use crate::ingest::service::TelemetryService;
 use crate::inventory::InventoryService;
 use crate::metrics::Metrics;
 use crate::store::sqlite::Sqlite;
@@ -189,7 +189,7 @@ async fn serve_grpc(
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))
         .tcp_nodelay(true)
-        .add_service(TelemetryServer::new(ingest).max_decoding_message_size(MESSAGE_BYTES_MAX))
+        .add_service(TelemetryService::new(ingest))
         .add_service(InventoryServer::new(inventory))
         .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stopping(stopped))
         .await;

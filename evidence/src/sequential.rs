@@ -22,11 +22,15 @@
 //! ([`verdict`](crate::verdict())).
 //!
 //! # Batches
-//! Counts come in batches, whose inner order is lost. A batch's sum is added first and clamped then. Against sample-by-sample
-//! clamping, in whatever order, the result below the ceiling is never higher: for a sum with only a lower clamp, the
-//! value after a batch is the greatest of `sum + batch` and the sums of the batch's tails, hence at least `sum + batch`. So
-//! batching costs time to a conclusion, never adds to the error rate; and one batch can only move a sum by what its
-//! samples are worth.
+//! Counts come in batches, whose inner order is lost. A batch's sum is added first and clamped then. Against a sum clamped
+//! sample by sample at 0 only, in whatever order, the result is never higher: that one's value after a batch is the
+//! greatest of `sum + batch` and the sums of the batch's tails, hence at least `sum + batch`. So batching costs time to a
+//! conclusion and never adds to the error rate, which is that of a sum without ceiling; and one batch can only move a
+//! sum by what its samples are worth.
+//!
+//! Against a sum clamped sample by sample at the ceiling too it may be higher, where the ceiling would have clamped within
+//! the batch: 20, then +100 and -90, is 30 as one batch, and the ceiling less 90, so 0, sample by sample. That one was far
+//! above the threshold within the batch, so what differs is how long a conclusion stands, not whether one is reached.
 
 /// A test concludes when its sum is at least this, in nats. `e^36.5` = 7.1e15 samples between false conclusions.
 pub const THRESHOLD_NATS: f64 = 36.5;

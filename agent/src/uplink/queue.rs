@@ -2,8 +2,9 @@
 //!
 //! Bounded by number and by encoded bytes. When a window comes and there is no room, the oldest that was not yet
 //! handed to a connection goes (the oldest of all, if all were), is counted, and is declared in `lost_windows` of
-//! the window after it. Sequences are given here, from 1, without gaps. What a broken connection left
-//! unsettled is sent again, unchanged.
+//! the window after it. Sequences are given here, from 1, and a lost window keeps its own: the detector sees the gap. What
+//! a broken connection left unsettled is sent again. It may declare more by then, or less once a welcome tells that
+//! what was dropped meanwhile had arrived.
 
 use std::collections::VecDeque;
 
@@ -156,9 +157,26 @@ impl Queue {
             self.in_flight = self.in_flight.saturating_sub(1);
             self.counts.acknowledged += 1;
         }
+        self.withdraw_declared(sequence);
     }
 
-    /// The detector will never take this one. What came before it keeps waiting for its own answer.
+    /// A window dropped after an earlier connection had taken it may turn out to be settled: the detector has lost
+    /// nothing then, though it was dropped here. What the front declares lies between the settled sequence and its own.
+    fn withdraw_declared(&mut self, settled: u64) {
+        let Some(front) = self.entries.front_mut() else {
+            return;
+        };
+        let gap = front.window.sequence.saturating_sub(settled + 1);
+        if settled == 0 || front.window.lost_windows <= gap {
+            return;
+        }
+        front.window.lost_windows = gap;
+        let before = std::mem::replace(&mut front.bytes, front.window.encoded_len());
+        self.bytes = self.bytes - before + front.bytes;
+    }
+
+    /// The detector will never take this one, but for what it declares: its losses are counted with it. What came before
+    /// it keeps waiting for its own answer.
     pub fn reject(&mut self, sequence: u64) {
         let Some(position) = self.position(sequence) else {
             return;

@@ -82,6 +82,22 @@ fn losses_of_a_window_that_is_lost_itself_are_declared_by_the_next() {
 }
 
 #[test]
+fn what_was_dropped_but_had_arrived_is_not_declared() {
+    let mut q = queue(4);
+    fill(&mut q, 4);
+    send_all(&mut q);
+    q.connection_lost();
+    fill(&mut q, 3);
+    assert_eq!(q.counts().lost, 3);
+    // The detector had stored 1 and 2; only 3 is lost.
+    q.acknowledge(2);
+    assert_eq!(send_all(&mut q), vec![(4, 1), (5, 0), (6, 0), (7, 0)]);
+    assert_eq!(q.counts().lost, 3);
+    q.acknowledge(7);
+    assert_eq!((q.bytes(), q.counts().acknowledged), (0, 4));
+}
+
+#[test]
 fn a_rejected_window_leaves_alone() {
     let mut q = queue(9);
     fill(&mut q, 3);

@@ -3,9 +3,9 @@
 //! A stream begins with `Hello` ([`HELLO_TIMEOUT`]), answered by `Welcome`; then each window is checked
 //! ([`validate`]), judged ([`crate::evidence`]) and stored, and acknowledged after the store's commit. What is
 //! malformed is refused and counted by its [`Reason`], and the stream goes on, with these exceptions, which end it:
-//! a bad `Hello`; a second agent of the same host ([`live`]); bytes that are no message, or more than
-//! [`MESSAGE_BYTES_MAX`] of them (the rest of the stream cannot be read then); a failing store (the window is not
-//! acknowledged, so the agent sends it again). A window above [`WINDOW_BYTES_MAX`] is refused like any malformed one.
+//! a bad `Hello`; a second agent of the same host ([`live`]); a frame above [`MESSAGE_BYTES_MAX`], which is not read; a
+//! failing store (the window is not acknowledged, so the agent sends it again). Bytes that do not decode ([`service`]) and
+//! windows above [`WINDOW_BYTES_MAX`] are refused like anything malformed.
 //!
 //! Where a stored window makes a tenant suspect, the agent is asked for a closer look ([`closer_look`]).
 //!
@@ -16,11 +16,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use davy_proto::v1;
-use davy_proto::v1::telemetry_server::Telemetry;
 use tokio::sync::mpsc;
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Request, Status};
 
 use crate::metrics::Metrics;
 use crate::store::Store;
@@ -29,6 +28,7 @@ pub mod closer_look;
 pub mod live;
 mod reason;
 pub mod sequence;
+pub mod service;
 mod session;
 pub mod validate;
 
@@ -44,7 +44,7 @@ pub const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 /// Answers that may wait for a slow agent.
 const ANSWERS_MAX: usize = 16;
 
-/// The `Telemetry` service.
+/// Takes the streams of agents; [`service::TelemetryService`] serves it.
 #[derive(Clone)]
 pub struct Ingest {
     store: Arc<dyn Store>,
@@ -64,14 +64,12 @@ impl Ingest {
     }
 }
 
-#[tonic::async_trait]
-impl Telemetry for Ingest {
-    type ReportStream = Pin<Box<dyn Stream<Item = Result<v1::DetectorMessage, Status>> + Send>>;
+/// The answers of one stream.
+type Answered = Pin<Box<dyn Stream<Item = Result<v1::DetectorMessage, Status>> + Send>>;
 
-    async fn report(
-        &self,
-        request: Request<Streaming<v1::AgentMessage>>,
-    ) -> Result<Response<Self::ReportStream>, Status> {
+impl Ingest {
+    /// Serves a stream in a task of its own; returns its answers.
+    fn report(&self, request: Request<service::Inbound>) -> Answered {
         let (answers, stream) = mpsc::channel(ANSWERS_MAX);
         let peer = request
             .remote_addr()
@@ -84,6 +82,6 @@ impl Telemetry for Ingest {
                 let _ = answers.send(Err(status)).await;
             }
         });
-        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+        Box::pin(ReceiverStream::new(stream))
     }
 }

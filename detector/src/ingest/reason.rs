@@ -11,7 +11,7 @@ pub enum Reason {
     UnexpectedHello,
     /// A message that holds neither `Hello` nor `Window`.
     EmptyMessage,
-    /// A stream that ended because its bytes were no message of ours, or too many of them for one message.
+    /// Bytes that are no message of ours, or too many of them for one message.
     Undecodable,
     /// A window larger than [`crate::ingest::WINDOW_BYTES_MAX`].
     TooLarge,

@@ -5,12 +5,14 @@ use std::time::Instant;
 use davy_proto::v1;
 use davy_proto::v1::agent_message::Message as FromAgent;
 use davy_proto::v1::detector_message::Message as ToAgent;
-use prost::Message;
+use prost::{DecodeError, Message};
 use tokio::sync::{mpsc, oneshot};
-use tonic::{Code, Status, Streaming};
+use tonic::{Code, Status};
 
 use super::closer_look::CloserLooks;
 use super::live::Stop;
+use super::sequence::SEQUENCE_JUMP_MAX;
+use super::service::Inbound;
 use super::{HELLO_TIMEOUT, Ingest, Malformed, Reason, WINDOW_BYTES_MAX, validate};
 use crate::evidence::judge;
 use crate::metrics::WindowResult;
@@ -33,7 +35,7 @@ struct Session<'a> {
 /// The status with which the detector ends it.
 pub(super) async fn serve(
     ingest: &Ingest,
-    mut inbound: Streaming<v1::AgentMessage>,
+    mut inbound: Inbound,
     answers: &Answers,
 ) -> Result<(), Status> {
     let mut hello = match first_message(&mut inbound).await? {
@@ -85,17 +87,16 @@ pub(super) async fn serve(
 }
 
 /// The `Hello`, or why the first message is none. An end before any message is no error of the agent's.
-async fn first_message(
-    inbound: &mut Streaming<v1::AgentMessage>,
-) -> Result<Result<v1::Hello, Malformed>, Status> {
+async fn first_message(inbound: &mut Inbound) -> Result<Result<v1::Hello, Malformed>, Status> {
     let bad = |detail: &str| Ok(Err(Malformed::new(Reason::BadHello, detail)));
     match tokio::time::timeout(HELLO_TIMEOUT, inbound.message()).await {
-        Ok(Ok(Some(v1::AgentMessage {
+        Ok(Ok(Some(Ok(v1::AgentMessage {
             message: Some(FromAgent::Hello(hello)),
-        }))) => Ok(Ok(hello)),
-        Ok(Ok(Some(_))) => bad("the first message of a stream must be Hello"),
+        })))) => Ok(Ok(hello)),
+        Ok(Ok(Some(Ok(_)))) => bad("the first message of a stream must be Hello"),
+        Ok(Ok(Some(Err(error)))) => Ok(Err(undecodable(&error))),
         Ok(Ok(None)) => Err(Status::cancelled("the stream ended before its Hello")),
-        Ok(Err(status)) if is_undecodable(&status) => {
+        Ok(Err(status)) if is_unreadable(&status) => {
             Ok(Err(Malformed::new(Reason::Undecodable, status.message())))
         }
         Ok(Err(status)) => Err(status),
@@ -111,15 +112,19 @@ fn refuse_stream(ingest: &Ingest, refusal: &Malformed) -> Status {
     Status::invalid_argument(refusal.to_string())
 }
 
-/// Whether tonic could not make a message of the bytes: it reports a message above the limit as `OUT_OF_RANGE`, and
-/// a broken frame ("received message with …") or bytes that prost cannot decode ("failed to decode …") as `INTERNAL`
-/// (tonic's src/codec/decode.rs; tonic-prost's src/codec.rs, `from_decode_error`). A broken connection is something else.
-fn is_undecodable(status: &Status) -> bool {
+fn undecodable(error: &DecodeError) -> Malformed {
+    Malformed::new(
+        Reason::Undecodable,
+        format!("the bytes are no message of an agent: {error}"),
+    )
+}
+
+/// Whether tonic could not take a frame from the stream: it reports one above the limit as `OUT_OF_RANGE`, a broken or
+/// compressed one as `INTERNAL`, "received message with …" (tonic's src/codec/decode.rs). A broken connection is something else.
+fn is_unreadable(status: &Status) -> bool {
     match status.code() {
         Code::OutOfRange => true,
-        Code::Internal => {
-            status.message().contains("decode") || status.message().contains("received message")
-        }
+        Code::Internal => status.message().contains("received message"),
         _ => false,
     }
 }
@@ -141,7 +146,7 @@ fn store_status(error: &StoreError) -> Status {
 impl Session<'_> {
     async fn windows(
         &self,
-        inbound: &mut Streaming<v1::AgentMessage>,
+        inbound: &mut Inbound,
         stop: &mut oneshot::Receiver<Stop>,
     ) -> Result<(), Status> {
         let mut looks = CloserLooks::default();
@@ -153,24 +158,22 @@ impl Session<'_> {
                 message = inbound.message() => message,
             };
             let answer = match message {
-                Ok(Some(v1::AgentMessage {
-                    message: Some(FromAgent::Window(window)),
-                })) => self.window(window, &mut looks, &mut asked).await?,
-                Ok(Some(v1::AgentMessage {
-                    message: Some(FromAgent::Hello(_)),
-                })) => self.reject(
-                    0,
-                    &Malformed::new(Reason::UnexpectedHello, "a stream has one Hello only"),
-                ),
-                Ok(Some(v1::AgentMessage { message: None })) => self.reject(
-                    0,
-                    &Malformed::new(
-                        Reason::EmptyMessage,
-                        "the message is neither Hello nor Window",
-                    ),
-                ),
+                Ok(Some(Ok(v1::AgentMessage { message }))) => match message {
+                    Some(FromAgent::Window(window)) => {
+                        self.window(window, &mut looks, &mut asked).await?
+                    }
+                    Some(FromAgent::Hello(_)) => {
+                        let detail = "a stream has one Hello only";
+                        self.reject(0, &Malformed::new(Reason::UnexpectedHello, detail))
+                    }
+                    None => {
+                        let detail = "the message is neither Hello nor Window";
+                        self.reject(0, &Malformed::new(Reason::EmptyMessage, detail))
+                    }
+                },
+                Ok(Some(Err(error))) => self.reject(0, &undecodable(&error)),
                 Ok(None) => return Ok(()),
-                Err(status) if is_undecodable(&status) => {
+                Err(status) if is_unreadable(&status) => {
                     return Err(refuse_stream(
                         self.ingest,
                         &Malformed::new(Reason::Undecodable, status.message()),
@@ -218,6 +221,14 @@ impl Session<'_> {
         })
     }
 
+    /// Counts `missing` windows before `sequence`.
+    fn lost(&self, sequence: u64, missing: u64) {
+        self.ingest.metrics.lost(missing);
+        if missing > 0 {
+            tracing::warn!(host = self.host, sequence, missing, "windows were lost");
+        }
+    }
+
     /// Takes one window; the answer is due once it is settled. `asked` gets the tenants to look at more closely.
     async fn window(
         &self,
@@ -226,6 +237,10 @@ impl Session<'_> {
         asked: &mut Vec<String>,
     ) -> Result<ToAgent, Status> {
         let (sequence, received_unix_ns) = (window.sequence, unix_now_ns());
+        // Of a rejected window the word about losses still counts, unless it is what cannot be.
+        let lost_windows = Some(window.lost_windows)
+            .filter(|lost| *lost <= SEQUENCE_JUMP_MAX)
+            .unwrap_or(0);
         let bytes = window.encoded_len();
         let checked = if bytes > WINDOW_BYTES_MAX {
             let detail = format!("the window has {bytes} bytes, more than {WINDOW_BYTES_MAX}");
@@ -240,9 +255,15 @@ impl Session<'_> {
                 let settled = self
                     .ingest
                     .store
-                    .settle(self.host.clone(), self.instance.clone(), sequence)
+                    .settle(
+                        self.host.clone(),
+                        self.instance.clone(),
+                        sequence,
+                        lost_windows,
+                    )
                     .await;
-                settled.map_err(|error| store_status(&error))?;
+                let missing = settled.map_err(|error| store_status(&error))?;
+                self.lost(sequence, missing);
                 Ok(self.reject(sequence, &refusal))
             }
         }
@@ -284,12 +305,9 @@ impl Session<'_> {
         match recorded {
             Ok(Recorded::Stored { missing, evicted }) => {
                 metrics.window(WindowResult::Stored);
-                metrics.lost(missing);
+                self.lost(sequence, missing);
                 metrics.evicted(evicted);
                 metrics.verdict_differences(u64::try_from(differences).unwrap_or(u64::MAX));
-                if missing > 0 {
-                    tracing::warn!(host = self.host, sequence, missing, "windows were lost");
-                }
                 metrics.closer_looks(suspects.len());
                 *asked = suspects;
                 Ok(ToAgent::Acknowledged(v1::Acknowledged { sequence }))

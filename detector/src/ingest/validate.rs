@@ -8,7 +8,7 @@
 
 use std::collections::HashSet;
 
-use davy_evidence::{Level, TenantEvidence};
+use davy_evidence::{Level, TenantEvidence, fp_rounding, register_randomness};
 use davy_proto::{convert, v1};
 
 use super::reason::{Malformed, Reason};
@@ -383,6 +383,15 @@ fn checked_evidence(wire: &v1::Evidence, span_ns: u64) -> Result<TenantEvidence,
     for (mode, samples) in fp.modes.iter().enumerate() {
         count_in_range(*samples, &format!("fp_rounding.modes[{mode}]"))?;
     }
+    // As an agent would resume it: a conclusion its own sums contradict is none, and could not be carried over.
+    fp_rounding::Test::resume(fp.llr, fp.test_samples, fp.concluded)
+        .map_err(|error| error.to_string())?;
+    if fp.concluded_threads > 0 && !fp.concluded {
+        return Err(format!(
+            "fp_rounding.concluded_threads is {} though no test stands concluded",
+            fp.concluded_threads
+        ));
+    }
     if fp.concluded_on_cpu_ns > CPUS_MAX * (span_ns + SPAN_SLACK_NS) {
         return Err(format!(
             "fp_rounding.concluded_on_cpu_ns {} cannot be",
@@ -390,6 +399,13 @@ fn checked_evidence(wire: &v1::Evidence, span_ns: u64) -> Result<TenantEvidence,
         ));
     }
     let rr = &evidence.register_randomness;
+    register_randomness::Test::resume(
+        rr.any_llr,
+        rr.any_concluded,
+        rr.directed_llr,
+        rr.directed_concluded,
+    )
+    .map_err(|error| error.to_string())?;
     count_in_range(rr.samples, "register_randomness.samples")?;
     for (part, whole, what) in [
         (rr.random, rr.samples, "random"),

@@ -260,6 +260,31 @@ fn evidence_that_cannot_be_is_refused() {
 }
 
 #[test]
+fn conclusions_that_their_own_sums_contradict_are_refused() {
+    let bad = Some(Reason::BadEvidence);
+    assert_eq!(evidence_reason_after(|fp, _| fp.concluded = true), bad);
+    assert_eq!(evidence_reason_after(|_, rr| rr.any_concluded = true), bad);
+    assert_eq!(
+        evidence_reason_after(|_, rr| rr.directed_concluded = true),
+        bad
+    );
+    assert_eq!(evidence_reason_after(|_, rr| rr.any_llr = 40.0), bad);
+    assert_eq!(evidence_reason_after(|fp, _| fp.llr = vec![40.0; 4]), bad);
+    assert_eq!(evidence_reason_after(|fp, _| fp.llr[0] = 74.0), bad);
+    assert_eq!(evidence_reason_after(|fp, _| fp.concluded_threads = 1), bad);
+    let concluded = |least: f64| {
+        evidence_reason_after(|fp, rr| {
+            fp.llr = vec![least, 40.0, 73.0, 50.0];
+            (fp.concluded, fp.concluded_threads) = (true, 1);
+            (rr.any_llr, rr.any_concluded) = (least, true);
+        })
+    };
+    // Concluded before, and falling since.
+    assert_eq!(concluded(0.5), None);
+    assert_eq!(concluded(0.0), bad);
+}
+
+#[test]
 fn a_proposal_needs_a_known_level() {
     assert_eq!(
         tenant_reason_after(|tenant| tenant.verdict = None),

@@ -23,7 +23,7 @@ pub struct Limits {
     pub hosts_max: u64,
     /// Tenants of one host; the least recently seen goes first.
     pub tenants_per_host_max: u64,
-    /// History entries of one tenant; the oldest window goes first.
+    /// History entries of one tenant; the earliest stored goes first.
     pub history_per_tenant_max: u64,
     /// History entries of all tenants; the earliest stored goes first.
     pub history_total_max: u64,
@@ -222,12 +222,19 @@ pub trait Store: Send + Sync + 'static {
     /// [`StoreError::UnknownInstance`], or a failure of the storage; nothing of the window is kept then.
     async fn record(&self, record: Record) -> Result<Recorded, StoreError>;
 
-    /// Settles the sequence of a rejected window, so that it does not count as lost. A duplicate or absurd sequence changes nothing.
+    /// Settles the sequence of a rejected window, so that it does not count as lost. What was missing before it does:
+    /// `lost_windows` is the agent's word about that. Returns how many were missing. A duplicate or absurd sequence
+    /// changes nothing.
     ///
     /// # Errors
     /// As [`Store::record`].
-    async fn settle(&self, host: String, instance: String, sequence: u64)
-    -> Result<(), StoreError>;
+    async fn settle(
+        &self,
+        host: String,
+        instance: String,
+        sequence: u64,
+        lost_windows: u64,
+    ) -> Result<u64, StoreError>;
 
     /// Removes tenants and hosts that were not seen for [`Limits::retention_ns`].
     ///
@@ -252,7 +259,7 @@ pub trait Store: Send + Sync + 'static {
         rows_max: u64,
     ) -> Result<Vec<Tenant>, StoreError>;
 
-    /// A tenant's history, newest window first, at most `rows_max`.
+    /// A tenant's history, the window stored last first, at most `rows_max`.
     ///
     /// # Errors
     /// A failure of the storage.

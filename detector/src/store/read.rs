@@ -109,7 +109,7 @@ pub(super) fn history(
         .prepare_cached(
             "SELECT start_unix_ns, end_unix_ns, window FROM history WHERE tenant_id =
                  (SELECT tenants.id FROM tenants JOIN hosts ON hosts.id = host_id WHERE hosts.name = ?1 AND key = ?2)
-             ORDER BY end_unix_ns DESC, id DESC LIMIT ?3",
+             ORDER BY id DESC LIMIT ?3",
         )?
         .query_map(params![host, key, signed(rows_max)], |row| {
             Ok(v1::HistoryEntry {

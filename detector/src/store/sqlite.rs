@@ -277,9 +277,10 @@ impl Store for Sqlite {
         host: String,
         instance: String,
         sequence: u64,
-    ) -> Result<(), StoreError> {
+        lost_windows: u64,
+    ) -> Result<u64, StoreError> {
         self.write("noting a rejected window", move |connection, _| {
-            write::settle(connection, &host, &instance, sequence)
+            write::settle(connection, &host, &instance, sequence, lost_windows)
         })
         .await
     }

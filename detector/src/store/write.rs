@@ -102,10 +102,11 @@ pub(super) fn open(
              ON CONFLICT DO UPDATE SET opened_unix_ns = ?3 RETURNING last_sequence",
         )?
         .query_row(params![host_id, hello.instance, now], |row| row.get(0))?;
+    // This one first, whatever the times say: the detector's clock may have been set back since the others came.
     connection
         .prepare_cached(
             "DELETE FROM instances WHERE host_id = ?1 AND instance NOT IN
-             (SELECT instance FROM instances WHERE host_id = ?1 ORDER BY opened_unix_ns DESC, instance = ?3 DESC LIMIT ?2)",
+             (SELECT instance FROM instances WHERE host_id = ?1 ORDER BY instance = ?3 DESC, opened_unix_ns DESC LIMIT ?2)",
         )?
         .execute(params![host_id, signed(INSTANCES_PER_HOST_MAX), hello.instance])?;
     let carried = read::carried(connection, host_id, now_unix_ns.saturating_sub(FRESH_NS))?;
@@ -153,16 +154,18 @@ pub(super) fn settle(
     host: &str,
     name: &str,
     sequence: u64,
-) -> Result<(), Fault> {
+    lost_windows: u64,
+) -> Result<u64, Fault> {
     let (host_id, last) = instance(connection, host, name)?;
     // What was missing before a rejected window is lost as it would be before a stored one.
-    if let Step::Next { missing } = step(last, sequence, 0) {
-        set_sequence(connection, host_id, name, sequence)?;
-        connection
-            .prepare_cached("UPDATE hosts SET lost_windows = lost_windows + ?2 WHERE id = ?1")?
-            .execute(params![host_id, signed(missing)])?;
-    }
-    Ok(())
+    let Step::Next { missing } = step(last, sequence, lost_windows) else {
+        return Ok(0);
+    };
+    set_sequence(connection, host_id, name, sequence)?;
+    connection
+        .prepare_cached("UPDATE hosts SET lost_windows = lost_windows + ?2 WHERE id = ?1")?
+        .execute(params![host_id, signed(missing)])?;
+    Ok(missing)
 }
 
 pub(super) fn record(
@@ -192,7 +195,7 @@ pub(super) fn record(
     for tenant in &record.tenants {
         evicted += store_tenant(connection, bounds, host_id, record, tenant)?;
     }
-    evicted += bound_tenants(connection, bounds, host_id)?;
+    evicted += bound_tenants(connection, bounds, host_id, record.end_unix_ns)?;
     evicted += bound_history(connection, bounds)?;
     Ok(Recorded::Stored { missing, evicted })
 }
@@ -258,10 +261,11 @@ fn store_tenant(
     if excess == 0 {
         return Ok(Evicted::default());
     }
+    // In the order of arrival: after a clock was set back, the newest windows have the earliest ends.
     let removed = connection
         .prepare_cached(
             "DELETE FROM history WHERE id IN
-             (SELECT id FROM history WHERE tenant_id = ?1 ORDER BY end_unix_ns, id LIMIT ?2)",
+             (SELECT id FROM history WHERE tenant_id = ?1 ORDER BY id LIMIT ?2)",
         )?
         .execute(params![tenant_id, signed(excess)])?;
     let removed = u64::try_from(removed).unwrap_or(u64::MAX);
@@ -294,6 +298,7 @@ fn bound_tenants(
     connection: &Connection,
     bounds: &mut Bounds,
     host_id: i64,
+    end_unix_ns: u64,
 ) -> rusqlite::Result<Evicted> {
     let tenants: u64 = connection
         .prepare_cached("SELECT count(*) FROM tenants WHERE host_id = ?1")?
@@ -302,11 +307,12 @@ fn bound_tenants(
     if excess == 0 {
         return Ok(Evicted::default());
     }
+    // Those of the window just stored last, even if the host's clock was set back.
     let ids = connection
         .prepare_cached(
-            "SELECT id FROM tenants WHERE host_id = ?1 ORDER BY last_seen_unix_ns, id LIMIT ?2",
+            "SELECT id FROM tenants WHERE host_id = ?1 ORDER BY last_seen_unix_ns = ?3, last_seen_unix_ns, id LIMIT ?2",
         )?
-        .query_map(params![host_id, signed(excess)], |row| row.get(0))?
+        .query_map(params![host_id, signed(excess), signed(end_unix_ns)], |row| row.get(0))?
         .collect::<rusqlite::Result<Vec<i64>>>()?;
     Ok(Evicted {
         tenants: remove_tenants(connection, bounds, &ids)?,

@@ -98,6 +98,31 @@ async fn a_gap_is_accepted_and_counted_as_lost() {
 }
 
 #[tokio::test]
+async fn what_a_rejected_window_declares_lost_is_counted() {
+    let detector = Detector::start().await;
+    let (mut agent, _) = Agent::start(&detector).await;
+    // Nothing is settled yet: only the agent's word tells of these.
+    let mut first = window(4, 25 * 3600);
+    first.lost_windows = 3;
+    assert!(agent.rejected(first).await.starts_with("past: "));
+    assert_eq!(detector.host().await.lost_windows, 3);
+    // A gap before a rejected window is lost too, and not added to the word about it.
+    let mut second = window(7, 25 * 3600);
+    second.lost_windows = 1;
+    assert!(agent.rejected(second).await.starts_with("past: "));
+    // A word that cannot be is why the window is rejected.
+    let mut third = window(8, 0);
+    third.lost_windows = u64::MAX;
+    assert!(agent.rejected(third).await.starts_with("bad_sequence: "));
+    assert_eq!(agent.acknowledged(window(9, 0)).await, 9);
+    assert_eq!(detector.host().await.lost_windows, 5);
+    assert_eq!(
+        detector.metric("davy_detector_lost_windows_total").await,
+        "5"
+    );
+}
+
+#[tokio::test]
 async fn malformed_windows_are_rejected_counted_and_the_stream_goes_on() {
     let detector = Detector::start().await;
     let (mut agent, _) = Agent::start(&detector).await;
@@ -238,24 +263,94 @@ async fn a_message_beyond_all_measure_ends_the_stream_and_is_counted() {
     assert_eq!(again.acknowledged(window(2, 0)).await, 2);
 }
 
-#[tokio::test]
-async fn bytes_that_are_no_message_end_the_stream_and_are_counted() {
-    let detector = Detector::start().await;
+/// Sends frames of any bytes; `Vec<u8>`'s own encoding would be a `BytesValue`.
+#[derive(Clone, Copy)]
+struct Raw;
+
+impl tonic::codec::Codec for Raw {
+    type Encode = Vec<u8>;
+    type Decode = v1::DetectorMessage;
+    type Encoder = Self;
+    type Decoder = tonic_prost::ProstDecoder<v1::DetectorMessage>;
+
+    fn encoder(&mut self) -> Self {
+        *self
+    }
+
+    fn decoder(&mut self) -> Self::Decoder {
+        Self::Decoder::default()
+    }
+}
+
+impl tonic::codec::Encoder for Raw {
+    type Item = Vec<u8>;
+    type Error = tonic::Status;
+
+    fn encode(
+        &mut self,
+        item: Vec<u8>,
+        frame: &mut tonic::codec::EncodeBuf<'_>,
+    ) -> Result<(), tonic::Status> {
+        prost::bytes::BufMut::put_slice(frame, &item);
+        Ok(())
+    }
+}
+
+/// The answers to a stream of these frames.
+async fn answers(
+    detector: &Detector,
+    frames: Vec<Vec<u8>>,
+) -> tonic::Streaming<v1::DetectorMessage> {
     let mut client = tonic::client::Grpc::new(detector.channel().await);
     client.ready().await.unwrap();
-    // Field 1 of `AgentMessage` is a message, here it is a text; read as one, it is cut off.
-    let nonsense = v1::Hello {
-        host: "zzzz".into(),
-        ..v1::Hello::default()
-    };
-    let codec = tonic_prost::ProstCodec::<v1::Hello, v1::DetectorMessage>::default();
     let path = axum::http::uri::PathAndQuery::from_static("/davy.v1.Telemetry/Report");
-    let request = tonic::Request::new(tokio_stream::once(nonsense));
-    let mut answers = client
-        .streaming(request, path, codec)
-        .await
-        .unwrap()
-        .into_inner();
+    let request = tonic::Request::new(tokio_stream::iter(frames));
+    let answers = client.streaming(request, path, Raw).await.unwrap();
+    answers.into_inner()
+}
+
+fn encoded(message: FromAgent) -> Vec<u8> {
+    let message = Some(message);
+    prost::Message::encode_to_vec(&v1::AgentMessage { message })
+}
+
+/// Not a message: field 1 is announced with more bytes than there are, and more follow than decoding reads.
+const NONSENSE: &[u8] = b"\x0a\xff\x00zzzz";
+
+#[tokio::test]
+async fn bytes_that_are_no_message_are_rejected_counted_and_the_stream_goes_on() {
+    let detector = Detector::start().await;
+    let frames = vec![
+        encoded(FromAgent::Hello(hello(INSTANCE, 1))),
+        NONSENSE.to_vec(),
+        encoded(FromAgent::Window(window(1, 10))),
+        vec![0xff; 100_000],
+        encoded(FromAgent::Window(window(2, 0))),
+    ];
+    let mut answers = answers(&detector, frames).await;
+    let mut got = Vec::new();
+    while let Some(answer) = answers.message().await.unwrap() {
+        got.push(answer.message.unwrap());
+    }
+    let acknowledged = |sequence| ToAgent::Acknowledged(v1::Acknowledged { sequence });
+    assert_eq!(got.len(), 5, "{got:?}");
+    assert!(matches!(got[0], ToAgent::Welcome(_)), "{got:?}");
+    assert_eq!((&got[2], &got[4]), (&acknowledged(1), &acknowledged(2)));
+    for refused in [&got[1], &got[3]] {
+        let ToAgent::Rejected(v1::Rejected { sequence, reason }) = refused else {
+            panic!("not Rejected but {refused:?}");
+        };
+        assert_eq!(*sequence, 0);
+        assert!(reason.starts_with("undecodable: "), "{reason}");
+    }
+    assert_eq!(detector.status().await.rejected["undecodable"], 2);
+    assert_eq!(detector.host().await.windows, 2);
+}
+
+#[tokio::test]
+async fn bytes_that_are_no_hello_end_the_stream_and_are_counted() {
+    let detector = Detector::start().await;
+    let mut answers = answers(&detector, vec![NONSENSE.to_vec()]).await;
     let ended = answers.message().await.unwrap_err();
     assert_eq!(ended.code(), Code::InvalidArgument, "{ended}");
     assert_eq!(detector.status().await.rejected["undecodable"], 1);

@@ -86,6 +86,50 @@ async fn all_history_is_bounded_and_the_earliest_stored_goes() {
 }
 
 #[tokio::test]
+async fn an_agent_is_known_though_the_detectors_clock_was_set_back() {
+    let detector = Detector::start().await;
+    let Detector { server, dir } = detector;
+    server.shutdown().await;
+    let limits = config(dir.path()).store_limits().unwrap();
+    let store = Sqlite::open(&dir.path().join("davy.db"), limits).unwrap();
+    for n in 1..=20_u64 {
+        let instance = format!("{n:08}-1111-4111-8111-111111111111");
+        // The clock goes back at the tenth.
+        let now = now_ns() - if n < 10 { 0 } else { 3_600 * SECOND_NS };
+        let opened = store.open(hello(&instance, 1), now + n).await.unwrap();
+        assert_eq!(opened.last_sequence, 0);
+        let settled = store.settle("host-1".into(), instance, 1, 0).await;
+        assert_eq!(settled.unwrap(), 0, "instance {n}");
+    }
+}
+
+#[tokio::test]
+async fn the_newest_history_stays_though_the_hosts_clock_was_set_back() {
+    let detector = Detector::start_in(tempfile::tempdir().unwrap(), |config| {
+        config.limits.history_per_tenant_max = 2;
+    })
+    .await;
+    let (mut agent, _) = Agent::start(&detector).await;
+    agent.acknowledged(window(1, 10)).await;
+    agent.acknowledged(window(2, 0)).await;
+    let mut set_back = Vec::new();
+    for sequence in 3..=4 {
+        let one = window(sequence, 1_000 - 10 * sequence);
+        set_back.insert(0, one.end_unix_ns);
+        agent.acknowledged(one).await;
+    }
+    let kept: Vec<u64> = detector
+        .droplet("qemu:a")
+        .await
+        .unwrap()
+        .history
+        .iter()
+        .map(|entry| entry.end_unix_ns)
+        .collect();
+    assert_eq!(kept, set_back);
+}
+
+#[tokio::test]
 async fn a_host_beyond_the_bound_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let detector = Detector::start_in(dir, |config| config.limits.hosts_max = 1).await;

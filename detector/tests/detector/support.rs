@@ -217,9 +217,15 @@ impl Agent {
         self.receive().await.expect_err("the stream goes on")
     }
 
+    /// Sends a window; returns its answer. Requests for closer looks are no answers.
     pub(crate) async fn window(&mut self, window: v1::Window) -> ToAgent {
         self.send(FromAgent::Window(window)).await;
-        self.receive().await.unwrap()
+        loop {
+            match self.receive().await.unwrap() {
+                ToAgent::CloserLook(_) => {}
+                answer => return answer,
+            }
+        }
     }
 
     /// Sends a window and wants it acknowledged; returns up to where.
