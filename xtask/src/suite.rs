@@ -48,6 +48,18 @@ impl SuiteResult {
         self.notes.push(format!("skipped: {reason}"));
     }
 
+    /// Where every suite is meant to run, turns one that did not into a failure: a suite in which nothing ran,
+    /// or one of a kernel each (`vm`) in which a kernel was left out.
+    pub fn require_run(&mut self) {
+        let nothing_ran = self.passed == 0 && self.failed == 0;
+        if self.skipped > 0 && (nothing_ran || self.name == "vm") {
+            self.fail(
+                "it may not be skipped on a build machine (CI is set); the reason is above, \
+                 and `cargo xtask doctor` says what mends it",
+            );
+        }
+    }
+
     /// Counts one test that failed.
     pub fn fail(&mut self, reason: &str) {
         self.failed += 1;
@@ -255,6 +267,24 @@ mod tests {
             closing_line(&[good, skipped]),
             "4 passed, 0 failed, 2 skipped"
         );
+    }
+
+    #[test]
+    fn where_a_suite_must_run_a_skipped_one_fails() {
+        let mut host = SuiteResult::skipped("host", "not root");
+        host.require_run();
+        assert_eq!((host.failed, host.skipped), (1, 1));
+        assert!(!is_success(&[read(GOOD).result("unit", true), host]));
+
+        let mut one_kernel_short = SuiteResult::skipped("vm", "kernel 6.1: no package");
+        one_kernel_short.passed = 20;
+        one_kernel_short.require_run();
+        assert_eq!(one_kernel_short.failed, 1);
+
+        // A single test that cannot run here is said, and is no failure.
+        let mut unit = read(GOOD).result("unit", true);
+        unit.require_run();
+        assert_eq!((unit.failed, unit.skipped), (0, 1));
     }
 
     #[test]

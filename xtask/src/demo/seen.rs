@@ -49,6 +49,14 @@ pub struct Tenant {
     pub fp_rounding_concluded: bool,
     /// Whether it had concluded in any report.
     pub fp_rounding_ever_concluded: bool,
+    /// The state of the `register_randomness` sensor; `unknown` where it is not reported.
+    pub register_randomness_state: String,
+    /// Samples of `register_randomness` over those windows, and those of registers full of random bits.
+    pub register_samples: u64,
+    /// See [`Self::register_samples`].
+    pub register_random: u64,
+    /// Whether `register_randomness` has concluded, on whatever hashing.
+    pub register_randomness_concluded: bool,
     /// `quiet`, `suspect` or `mining`.
     pub verdict: String,
     /// Why.
@@ -77,6 +85,10 @@ impl Tenant {
             fp_rounding_state: "never_ran".to_owned(),
             fp_rounding_concluded: false,
             fp_rounding_ever_concluded: false,
+            register_randomness_state: "unknown".to_owned(),
+            register_samples: 0,
+            register_random: 0,
+            register_randomness_concluded: false,
             verdict: "unknown".to_owned(),
             reasons: Vec::new(),
             planned: "nothing yet".to_owned(),
@@ -111,11 +123,19 @@ impl Tenant {
         self.cpu_last = share(on_cpu, window);
         self.cpu_mean = share(self.on_cpu_ns, self.span_ns);
         self.fp_rounding_state = text(droplet, "/fp_rounding/state")?;
-        self.fp_rounding_concluded = droplet
-            .pointer("/fp_rounding/concluded")
-            .and_then(Value::as_bool)
-            .context("davyctl did not report whether fp_rounding has concluded")?;
+        self.fp_rounding_concluded = flag(droplet, "/fp_rounding/concluded")?;
         self.fp_rounding_ever_concluded |= self.fp_rounding_concluded;
+        if droplet
+            .get("register_randomness")
+            .is_some_and(|random| !random.is_null())
+        {
+            self.register_randomness_state = text(droplet, "/register_randomness/state")?;
+            self.register_samples += number(droplet, "/register_randomness/samples")?;
+            self.register_random += number(droplet, "/register_randomness/random")?;
+            self.register_randomness_concluded =
+                flag(droplet, "/register_randomness/any_concluded")?
+                    || flag(droplet, "/register_randomness/directed_concluded")?;
+        }
         self.verdict = text(droplet, "/verdict/level")?;
         self.reasons = droplet
             .pointer("/verdict/reasons")
@@ -128,8 +148,13 @@ impl Tenant {
         Ok(())
     }
 
-    /// The evidence in a few words: the rounding modes' shares, and whether the test has concluded.
+    /// The evidence in a few words: the rounding modes' shares, how often the registers were full of random bits,
+    /// and whether the tests have concluded.
     pub fn evidence(&self) -> String {
+        format!("{}; {}", self.fp_rounding(), self.register_randomness())
+    }
+
+    fn fp_rounding(&self) -> String {
         let samples: u64 = self.rounding_modes.iter().sum();
         if samples == 0 {
             return format!("fp_rounding {}, no samples", self.fp_rounding_state);
@@ -139,13 +164,29 @@ impl Tenant {
             .map(|mode| format!("{:.0}", 100.0 * share(mode, samples)));
         format!(
             "fp_rounding {}: modes {} % of {samples} samples",
-            if self.fp_rounding_concluded {
-                "CONCLUDED"
-            } else {
-                "not concluded"
-            },
+            conclusion(self.fp_rounding_concluded),
             shares.join("/")
         )
+    }
+
+    fn register_randomness(&self) -> String {
+        if self.register_samples == 0 {
+            return format!(
+                "register_randomness {}, no samples",
+                self.register_randomness_state
+            );
+        }
+        format!(
+            "register_randomness {}: random in {:.0} % of {} samples",
+            conclusion(self.register_randomness_concluded),
+            100.0 * share(self.register_random, self.register_samples),
+            self.register_samples
+        )
+    }
+
+    /// Whether it showed what no more time takes back.
+    fn is_wrong_for_good(&self) -> bool {
+        self.role != Role::Miner && self.fp_rounding_ever_concluded
     }
 
     /// What is not as it must be.
@@ -209,6 +250,11 @@ pub fn problems(tenants: &[Tenant]) -> Vec<String> {
     tenants.iter().flat_map(Tenant::problems).collect()
 }
 
+/// Whether more time may still mend what is not as it must be.
+pub fn may_come_right(tenants: &[Tenant]) -> bool {
+    !problems(tenants).is_empty() && !tenants.iter().any(Tenant::is_wrong_for_good)
+}
+
 /// The table of the tenants; `last`: CPU of the last window instead of the mean.
 pub fn table(tenants: &[Tenant], last: bool) -> String {
     let mut table = comfy_table::Table::new();
@@ -254,6 +300,14 @@ pub fn line(tenants: &[Tenant]) -> String {
     words.join(" | ")
 }
 
+fn conclusion(concluded: bool) -> &'static str {
+    if concluded {
+        "CONCLUDED"
+    } else {
+        "not concluded"
+    }
+}
+
 /// A ratio of counts; 0 if there is nothing to count.
 fn share(part: u64, whole: u64) -> f64 {
     if whole == 0 {
@@ -268,6 +322,13 @@ fn number(droplet: &Value, pointer: &str) -> Result<u64> {
         .pointer(pointer)
         .and_then(Value::as_u64)
         .with_context(|| format!("davyctl reported no number at {pointer}"))
+}
+
+fn flag(droplet: &Value, pointer: &str) -> Result<bool> {
+    droplet
+        .pointer(pointer)
+        .and_then(Value::as_bool)
+        .with_context(|| format!("davyctl reported no yes or no at {pointer}"))
 }
 
 fn text(droplet: &Value, pointer: &str) -> Result<String> {
@@ -292,6 +353,13 @@ mod tests {
             "window_ns": 1_000_000_000,
             "cpu": { "on_cpu_ns": on_cpu_ns },
             "fp_rounding": { "state": "live", "modes": modes, "concluded": concluded },
+            "register_randomness": {
+                "state": "live",
+                "samples": modes.iter().sum::<u64>(),
+                "random": if concluded { modes.iter().sum::<u64>() } else { 0 },
+                "any_concluded": concluded,
+                "directed_concluded": concluded,
+            },
             "verdict": { "level": if concluded { "suspect" } else { "quiet" }, "reasons": ["because"] },
             "planned": "observe",
         })
@@ -368,6 +436,41 @@ mod tests {
             assert_eq!(problems.len(), 1, "{problems:?}");
             assert!(problems[0].contains(word), "{problems:?}");
         }
+    }
+
+    #[test]
+    fn the_evidence_says_how_random_the_registers_were() {
+        let mut tenants = tenants();
+        update(&mut tenants, &document(&good(1))).unwrap();
+        let said = tenants.each_ref().map(Tenant::evidence);
+        let ends = [
+            "register_randomness CONCLUDED: random in 100 % of 100 samples",
+            "register_randomness not concluded: random in 0 % of 80 samples",
+            "register_randomness live, no samples",
+        ];
+        for (said, end) in said.iter().zip(ends) {
+            assert!(said.ends_with(end), "{said}");
+        }
+        let mut without = droplet("miner", 2, 900_000_000, [1; 4], true);
+        without["register_randomness"] = Value::Null;
+        update(&mut tenants, &document(&[without])).unwrap();
+        assert_eq!((tenants[0].windows, tenants[0].register_samples), (2, 100));
+    }
+
+    #[test]
+    fn only_what_may_still_come_right_is_waited_for() {
+        let mut tenants = tenants();
+        assert!(may_come_right(&tenants), "nothing is reported yet");
+        let mut all = good(1);
+        all[0] = droplet("miner", 1, 900_000_000, [9, 0, 0, 0], false);
+        update(&mut tenants, &document(&all)).unwrap();
+        assert!(may_come_right(&tenants), "the miner's test may conclude");
+        update(&mut tenants, &document(&good(2))).unwrap();
+        assert!(!may_come_right(&tenants), "all is as it must be");
+        all = good(3);
+        all[1] = droplet("honest", 3, 900_000_000, [9; 4], true);
+        update(&mut tenants, &document(&all)).unwrap();
+        assert!(!may_come_right(&tenants), "a false conclusion stays");
     }
 
     #[test]

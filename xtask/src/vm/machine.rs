@@ -15,12 +15,12 @@ use anyhow::{Context as _, Result};
 
 use super::outcome::{Line, Outcome};
 
-/// The whole run of one machine.
-const RUN_LIMIT: Duration = Duration::from_secs(360);
+/// The whole run of one machine: several times what it takes, for build machines that are slow or shared.
+const RUN_LIMIT: Duration = Duration::from_secs(600);
 /// From its start to the beginning of the checks.
-const BOOT_LIMIT: Duration = Duration::from_secs(120);
+const BOOT_LIMIT: Duration = Duration::from_secs(180);
 /// Between two lines of the checks; they say what they wait for every few seconds.
-const STALL_LIMIT: Duration = Duration::from_secs(90);
+const STALL_LIMIT: Duration = Duration::from_secs(120);
 /// From the last marker to the machine's end.
 const POWER_OFF_LIMIT: Duration = Duration::from_secs(30);
 
@@ -131,11 +131,11 @@ fn next_deadline(outcome: &Outcome, started: Instant, last: Instant) -> (Instant
     if outcome.complete() {
         return (last + POWER_OFF_LIMIT, "the machine did not power off");
     }
-    let run = (started + RUN_LIMIT, "the run took longer than 6 minutes");
+    let run = (started + RUN_LIMIT, "the run took longer than 10 minutes");
     let nearer = if outcome.begun {
-        (last + STALL_LIMIT, "the checks said nothing for 90 s")
+        (last + STALL_LIMIT, "the checks said nothing for 120 s")
     } else {
-        (started + BOOT_LIMIT, "the checks had not begun after 120 s")
+        (started + BOOT_LIMIT, "the checks had not begun after 180 s")
     };
     if run.0 < nearer.0 { run } else { nearer }
 }

@@ -5,7 +5,7 @@
 //! Davy finds. Needs QEMU, a static busybox and the kernels' packages (`kernel`), no hardware virtualisation
 //! and no privileges. Logs stay in `<target>/vm/logs/<kernel>/`.
 //!
-//! What is missing makes the suite *skipped*, with the reason. A hypervisor that dies before the checks
+//! What is missing makes the suite *skipped*, with the reason (on a build machine that fails the run). A hypervisor that dies before the checks
 //! began (nested emulation rarely does that) is started again, and that is printed.
 
 use std::fs;
@@ -13,8 +13,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 
+use crate::build;
 use crate::suite::SuiteResult;
 
 mod cpio;
@@ -29,6 +30,13 @@ use machine::{Ended, Machine};
 
 /// How often a hypervisor is started until its checks begin.
 const STARTS_MAX: u32 = 3;
+/// The packages of the programs that run on the hypervisor and in its guests.
+const PROGRAMS: [&str; 4] = [
+    "davy-agent",
+    "davy-detector",
+    "davy-workloads",
+    "davy-vm-tests",
+];
 /// Lines shown of each log of a failed run.
 const LOG_TAIL_LINES: usize = 25;
 /// The kernel of the guests, whatever the hypervisor's: it starts fastest under emulation.
@@ -63,9 +71,9 @@ fn run_kernels(kernels: &[HostKernel], suite: &mut SuiteResult) -> Result<()> {
             return Ok(());
         }
     };
-    build_programs()?;
+    let built = build::build(&PROGRAMS, false)?;
     let stage = vm_dir.join("stage");
-    image::stage(&target.join("debug"), &guest_kernel, &stage)?;
+    image::stage(&built, &guest_kernel, &stage)?;
     for &which in kernels {
         match kernel::provide(which, &vm_dir) {
             Ok(kernel) => run_kernel(which, &kernel, &stage, &vm_dir, cpu, suite)?,
@@ -171,28 +179,6 @@ fn prerequisites() -> Result<&'static str, String> {
         }
     }
     machine::cpu_model()
-}
-
-fn build_programs() -> Result<()> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let packages = [
-        "davy-agent",
-        "davy-detector",
-        "davy-workloads",
-        "davy-vm-tests",
-    ];
-    let status = Command::new(cargo)
-        .args(["build", "--bins"])
-        .args(packages.iter().flat_map(|name| ["--package", name]))
-        .current_dir(root())
-        .status()
-        .context("starting cargo")?;
-    ensure!(
-        status.success(),
-        "building {} ended with {status}",
-        packages.join(", ")
-    );
-    Ok(())
 }
 
 /// The repository's root.
