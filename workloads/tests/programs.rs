@@ -11,6 +11,8 @@ use rustix::process::{Pid, Signal, kill_process};
 const RANDOMX: &str = env!("CARGO_BIN_EXE_davy-randomx");
 const SHA256: &str = env!("CARGO_BIN_EXE_davy-sha256");
 const MATRIX: &str = env!("CARGO_BIN_EXE_davy-matrix");
+const HASH: &str = env!("CARGO_BIN_EXE_davy-hash");
+const ROUNDING: &str = env!("CARGO_BIN_EXE_davy-rounding");
 const IDLE: &str = env!("CARGO_BIN_EXE_davy-idle");
 
 /// A started program; killed if a test fails before its end.
@@ -82,16 +84,34 @@ fn matrix_multiplies_and_ends() {
 }
 
 #[test]
+fn hash_hashes_and_ends() {
+    let lines = lines_of(HASH, &["blake2s", "--duty", "50", "--seconds", "1"]);
+    assert_eq!(lines.len(), 2, "{lines:?}");
+    assert_eq!(lines[0], "ready");
+    assert!(lines[1].ends_with(" hashes/s"), "{lines:?}");
+}
+
+#[test]
+fn rounding_sums_and_ends() {
+    let lines = lines_of(ROUNDING, &["all", "--seconds", "1"]);
+    assert_eq!(lines.len(), 2, "{lines:?}");
+    assert_eq!(lines[0], "ready");
+    assert!(lines[1].ends_with(" sums/s"), "{lines:?}");
+}
+
+#[test]
 fn idle_ends() {
     assert_eq!(lines_of(IDLE, &["--seconds", "1"]), ["ready"]);
 }
 
 #[test]
 fn all_end_on_sigterm() {
-    let programs: [(&str, &[&str]); 4] = [
+    let programs: [(&str, &[&str]); 6] = [
         (RANDOMX, &["--duty", "1"]),
         (SHA256, &[]),
         (MATRIX, &[]),
+        (HASH, &["scrypt"]),
+        (ROUNDING, &["interval"]),
         (IDLE, &[]),
     ];
     for (program, arguments) in programs {
@@ -108,6 +128,9 @@ fn impossible_options_are_refused() {
         (RANDOMX, ["--duty", "101"]),
         (RANDOMX, ["--threads", "0"]),
         (SHA256, ["--threads", "0"]),
+        (SHA256, ["--duty", "101"]),
+        (HASH, ["nohash", "--duty"]),
+        (ROUNDING, ["sideways", "--sums"]),
         (MATRIX, ["--seconds", "0"]),
         (IDLE, ["--seconds", "never"]),
     ] {

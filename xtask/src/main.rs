@@ -7,6 +7,8 @@
 //! | `build` | builds every program |
 //! | `test` | runs every test this machine can run and says plainly what it could not run and why |
 //! | `demo` | runs the whole system on real workloads |
+//! | `corpus` | records what programs look like to Davy, and scores how often it is wrong |
+//! | `bench` | measures what Davy costs on this machine |
 //!
 //! Needs nothing but cargo to build: no crate of this workspace and no system library, so that it
 //! works on a bare machine.
@@ -15,7 +17,9 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+mod bench;
 mod build;
+mod corpus;
 mod demo;
 mod doctor;
 mod facts;
@@ -47,6 +51,10 @@ enum Command {
     Test(test::Arguments),
     /// Run the whole system on real workloads and show what Davy sees
     Demo(demo::Arguments),
+    /// Record what programs look like to Davy, and score how often it is wrong about them
+    Corpus(corpus::Arguments),
+    /// Measure what Davy costs on this machine
+    Bench(bench::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -56,6 +64,8 @@ fn main() -> ExitCode {
         Command::Build(arguments) => build::run(&arguments),
         Command::Test(arguments) => test::run(&arguments),
         Command::Demo(arguments) => demo::run(&arguments),
+        Command::Corpus(arguments) => corpus::run(&arguments),
+        Command::Bench(arguments) => bench::run(&arguments),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

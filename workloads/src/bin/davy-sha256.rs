@@ -21,18 +21,25 @@ struct Options {
     /// Threads that hash.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: u16,
+    /// Share of one CPU each thread uses, in periods of 100 ms.
+    #[arg(long, value_name = "PERCENT", default_value_t = 100, value_parser = clap::value_parser!(u8).range(1..=100))]
+    duty: u8,
     /// Stop after this many seconds.
     #[arg(long, value_name = "N")]
     seconds: Option<NonZeroU64>,
 }
 
 fn main() -> Result<()> {
-    let Options { threads, seconds } = Options::parse();
+    let Options {
+        threads,
+        duty,
+        seconds,
+    } = Options::parse();
     let vectors = Vectors::detect();
     vectors.check_known_hash()?;
     let load = Load {
         threads,
-        duty_percent: 100,
+        duty_percent: duty,
         seconds,
     };
     load.run(

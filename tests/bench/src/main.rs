@@ -1,0 +1,117 @@
+//! `davy-bench`: what the kernel half and the agent cost, measured on the machine it runs on.
+//!
+//! Started by `cargo xtask bench events`, which builds everything first. Three parts, each in rounds that
+//! alternate between what is compared, so that a busy or throttled machine disturbs all sides alike:
+//!
+//! - [`events`]: BPF run time per `sched_switch`, beside an empty program on the same hook;
+//! - [`pipe`]: `perf bench sched pipe` with and without the kernel half;
+//! - [`daemon`]: the real agent's CPU time and memory by number of watched threads.
+//!
+//! Needs root, BTF and `perf`. A line of progress per round on standard error; the table, or with `--json` one
+//! JSON document, on standard output.
+
+use std::{
+    path::PathBuf,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+mod daemon;
+mod empty;
+mod events;
+mod figures;
+mod load;
+mod machine;
+mod pipe;
+mod report;
+
+/// Measures what Davy's kernel half and agent cost on this machine.
+#[derive(Debug, Parser)]
+#[command(name = "davy-bench", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Measure, and print a table
+    Events {
+        /// About how long to measure, in seconds, shared among the three parts
+        #[arg(long, default_value_t = 240, value_parser = clap::value_parser!(u64).range(30..=86_400))]
+        seconds: u64,
+        /// Print one JSON document instead of the table
+        #[arg(long)]
+        json: bool,
+        /// The agent to measure; without it that part is left out
+        #[arg(long)]
+        agent: Option<PathBuf>,
+        /// The detector it reports to; without it the agent finds none and keeps trying
+        #[arg(long)]
+        detector: Option<PathBuf>,
+    },
+    /// Two threads that switch to each other on one CPU (used by `events`)
+    #[command(hide = true)]
+    Switching {
+        /// What they keep in their vector registers, see `pattern.rs`; `none` touches none
+        content: String,
+        /// Whether it is the same at each switch
+        #[arg(long)]
+        same: bool,
+    },
+    /// Threads that mostly sleep (used by `events`)
+    #[command(hide = true)]
+    Sleeping {
+        /// How many
+        threads: usize,
+    },
+}
+
+fn main() -> ExitCode {
+    let outcome = match Arguments::parse().command {
+        Command::Events {
+            seconds,
+            json,
+            agent,
+            detector,
+        } => measure(
+            seconds,
+            json,
+            agent.map(|agent| daemon::Programs { agent, detector }),
+        ),
+        Command::Switching { content, same } => load::switching(&content, same),
+        Command::Sleeping { threads } => load::sleeping(threads),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn measure(seconds: u64, json: bool, programs: Option<daemon::Programs>) -> Result<()> {
+    let third = Duration::from_secs(seconds) / 3;
+    let machine = machine::Machine::read();
+    let events = events::measure(Instant::now() + third)?;
+    let pipe = pipe::measure(Instant::now() + third)?;
+    let daemon = programs
+        .map(|programs| daemon::measure(&programs, third))
+        .transpose()?;
+    let report = report::Report {
+        machine,
+        events,
+        pipe,
+        daemon,
+    };
+    if json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        println!("{report}");
+    }
+    Ok(())
+}
