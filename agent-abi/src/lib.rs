@@ -51,7 +51,8 @@ pub struct Slot {
     pub on_cpu_ns: u64,
     /// `task_struct.gtime` as of the last switch-out, ns: the part spent inside a guest.
     pub guest_ns: u64,
-    /// `sched_info.run_delay` as of the last switch-out, ns: waited runnable for a CPU.
+    /// `sched_info.run_delay`, ns: waited runnable for a CPU. As of the last switch-out; since a later switch-in, with
+    /// the wait that ended there, which the kernel books a moment after it.
     pub run_queue_wait_ns: u64,
     /// `task_struct.nvcsw` as of the last switch-out.
     pub voluntary_switches: u64,
@@ -116,6 +117,10 @@ pub struct Offsets {
     pub task_gtime: u32,
     /// `task_struct.sched_info.run_delay`.
     pub task_run_delay: u32,
+    /// `task_struct.sched_info.last_queued`.
+    pub task_last_queued: u32,
+    /// `task_struct.sched_info.last_arrival`.
+    pub task_last_arrival: u32,
     /// `task_struct.nvcsw`.
     pub task_nvcsw: u32,
     /// `task_struct.nivcsw`.

@@ -6,6 +6,7 @@
 //! | `THREADS` | thread id → slot |
 //! | `FREE` | slots that no thread has; the agent fills it and hands ended slots back |
 //! | `CURRENT` | per CPU: slot of the thread that runs there, 0 if it is not watched |
+//! | `AHEAD` | per CPU: how far the run queue's clock is ahead of CLOCK_MONOTONIC, ns, wrapping; 0 if not known |
 //! | `COUNTERS` | per CPU: what went wrong, by [`Counter`] |
 //!
 //! `max_entries` of the first three are set by the agent at load. None has room for register contents.
@@ -30,12 +31,21 @@ static FREE: Queue<SlotIndex> = Queue::with_max_entries(1, 0);
 static CURRENT: PerCpuArray<SlotIndex> = PerCpuArray::with_max_entries(1, 0);
 
 #[map]
+static AHEAD: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
+
+#[map]
 static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(COUNTERS_LEN, 0);
 
 /// This CPU's element of `CURRENT`.
 #[inline(always)]
 pub fn current() -> Option<*mut SlotIndex> {
     CURRENT.get_ptr_mut(0)
+}
+
+/// This CPU's element of `AHEAD`.
+#[inline(always)]
+pub fn ahead() -> Option<*mut u64> {
+    AHEAD.get_ptr_mut(0)
 }
 
 /// The slot of that index; `None` past the table's end.

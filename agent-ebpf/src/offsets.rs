@@ -15,6 +15,8 @@ static OFFSETS: Offsets = Offsets {
     task_sum_exec_runtime: 0,
     task_gtime: 0,
     task_run_delay: 0,
+    task_last_queued: 0,
+    task_last_arrival: 0,
     task_nvcsw: 0,
     task_nivcsw: 0,
     task_preempt_notifiers_first: 0,

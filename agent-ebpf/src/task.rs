@@ -76,6 +76,18 @@ impl Task {
         self.load(offset!(task_run_delay))
     }
 
+    /// The run queue's clock when it became runnable, 0 if its wait is booked (`sched_info_arrive`).
+    #[inline(always)]
+    pub fn last_queued_ns(self) -> u64 {
+        self.load(offset!(task_last_queued))
+    }
+
+    /// The run queue's clock when its wait was booked last (`sched_info_arrive`), at the begin of this stint.
+    #[inline(always)]
+    pub fn last_arrival_ns(self) -> u64 {
+        self.load(offset!(task_last_arrival))
+    }
+
     /// `__schedule` counts the switch before it fires the tracepoint.
     #[inline(always)]
     pub fn voluntary_switches(self) -> u64 {

@@ -2,11 +2,16 @@
 //!
 //! Hook: `tp_btf/sched_switch`. At that point `update_curr` has run for the thread that leaves and
 //! `__schedule` has counted its switch, so the figures are those that `/proc/<pid>/task/<tid>/schedstat`
-//! and `status` show once the thread is off its CPU. The wait before a stint is booked when the stint ends.
+//! and `status` show once the thread is off its CPU.
+//!
+//! The wait of the thread that enters ends now, but `sched_info_arrive` books it right after the tracepoint, from the
+//! run queue's clock and `last_queued`. That clock cannot be read here; how far it is ahead of CLOCK_MONOTONIC is seen
+//! on each CPU whenever a watched thread leaves: its `last_arrival` is the one clock at the moment the slot has the other
+//! of. The wait reckoned so stands until the thread leaves and the book itself is copied.
 
 use davy_abi::Slot;
 
-use crate::task::Task;
+use crate::{maps, task::Task};
 
 /// Watching begins: what the thread has used until now is its base.
 #[inline(always)]
@@ -26,6 +31,7 @@ pub fn enter(slot: &mut Slot, task: Task, now_ns: u64, cpu: u32) {
         // It may have run since watching began, without anybody seeing it come.
         book(slot, task);
     }
+    slot.run_queue_wait_ns = task.run_delay_ns() + wait_ns(task, now_ns);
     slot.switch_ins = slot.switch_ins.wrapping_add(1);
     slot.cpu = cpu;
     slot.running_since_ns = now_ns;
@@ -35,7 +41,34 @@ pub fn enter(slot: &mut Slot, task: Task, now_ns: u64, cpu: u32) {
 #[inline(always)]
 pub fn leave(slot: &mut Slot, task: Task) {
     book(slot, task);
+    if slot.running_since_ns != 0
+        && let Some(ahead) = maps::ahead()
+    {
+        // SAFETY: points into this CPU's own element.
+        unsafe { *ahead = task.last_arrival_ns().wrapping_sub(slot.running_since_ns) };
+    }
     slot.running_since_ns = 0;
+}
+
+/// The wait that ends now and is not booked yet; 0 where it is booked, or the run queue's clock is not known.
+#[inline(always)]
+fn wait_ns(task: Task, now_ns: u64) -> u64 {
+    /// More than this is no wait but a clock that jumped, ns (1 h).
+    const WAIT_NS_MAX: u64 = 3_600_000_000_000;
+    let queued_ns = task.last_queued_ns();
+    let Some(ahead) = maps::ahead() else {
+        return 0;
+    };
+    // SAFETY: points into this CPU's own element.
+    let ahead_ns = unsafe { *ahead };
+    if queued_ns == 0 || ahead_ns == 0 {
+        return 0;
+    }
+    let wait_ns = now_ns.wrapping_add(ahead_ns).wrapping_sub(queued_ns);
+    if wait_ns > WAIT_NS_MAX {
+        return 0;
+    }
+    wait_ns
 }
 
 #[inline(always)]

@@ -2,8 +2,8 @@
 //! is given its offsets and settings, verified, and attached.
 
 use aya::{
-    Btf, Ebpf, EbpfLoader,
-    maps::{Array, HashMap, Map, MapData, PerCpuArray, Queue},
+    Btf, Ebpf, EbpfLoader, Pod,
+    maps::{Array, HashMap, Map, MapData, PerCpuArray, PerCpuValues, Queue},
     programs::BtfTracePoint,
 };
 use davy_abi::{NEVER_NS, Offsets, Settings, SlotIndex};
@@ -163,21 +163,24 @@ fn queue(map: Map) -> Result<Queue<MapData, SlotIndex>, LoadError> {
     Queue::try_from(map).map_err(LoadError::refused("the map FREE"))
 }
 
-/// The bytes of the maps that [`Kernel`] holds no handle of its own for: the per-CPU array and the globals.
+/// The bytes of the maps that [`Kernel`] holds no handle of its own for: the per-CPU arrays, and the globals (set by
+/// the agent and frozen, or the digests' key: no program writes there).
 pub(super) fn remaining_bytes(name: &str, map: &Map) -> Result<Vec<u8>, KernelError> {
     let mut bytes = Vec::new();
     match map {
         Map::PerCpuArray(_) => {
-            let array = PerCpuArray::<_, u32>::try_from(map).map_err(KernelError::map(name))?;
-            for index in 0..array.len() {
-                for value in array.get(&index, 0).map_err(KernelError::map(name))?.iter() {
-                    bytes.extend_from_slice(&value.to_ne_bytes());
+            if let Ok(array) = PerCpuArray::<_, u32>::try_from(map) {
+                for values in per_cpu(name, &array)? {
+                    bytes.extend(values.iter().flat_map(|value| value.to_ne_bytes()));
+                }
+            } else {
+                let array = PerCpuArray::<_, u64>::try_from(map).map_err(KernelError::map(name))?;
+                for values in per_cpu(name, &array)? {
+                    bytes.extend(values.iter().flat_map(|value| value.to_ne_bytes()));
                 }
             }
         }
         Map::Array(_) => {
-            // Globals: set by the agent, frozen or holding the key; no program writes a register there, and
-            // an array whose value is not a word is one of these sections.
             if let Ok(array) = Array::<_, u64>::try_from(map) {
                 for value in array.iter() {
                     let value = value.map_err(KernelError::map(name))?;
@@ -188,4 +191,14 @@ pub(super) fn remaining_bytes(name: &str, map: &Map) -> Result<Vec<u8>, KernelEr
         _ => {}
     }
     Ok(bytes)
+}
+
+/// Every element of a per-CPU array, with the values of all CPUs.
+fn per_cpu<T: Pod>(
+    name: &str,
+    array: &PerCpuArray<&MapData, T>,
+) -> Result<Vec<PerCpuValues<T>>, KernelError> {
+    (0..array.len())
+        .map(|index| array.get(&index, 0).map_err(KernelError::map(name)))
+        .collect()
 }

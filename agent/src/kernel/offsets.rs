@@ -45,6 +45,8 @@ pub fn resolve(btf: &Btf) -> Result<Resolved, OffsetError> {
         task_sum_exec_runtime: task(btf, "se.sum_exec_runtime")?,
         task_gtime: task(btf, "gtime")?,
         task_run_delay: task(btf, "sched_info.run_delay")?,
+        task_last_queued: task(btf, "sched_info.last_queued")?,
+        task_last_arrival: task(btf, "sched_info.last_arrival")?,
         task_nvcsw: task(btf, "nvcsw")?,
         task_nivcsw: task(btf, "nivcsw")?,
         ..Offsets::default()
@@ -122,7 +124,15 @@ mod tests {
             64,
             &[MemberOf("sum_exec_runtime", u64_type, 128)],
         );
-        let info = blob.structure("sched_info", 32, &[MemberOf("run_delay", u64_type, 64)]);
+        let info = blob.structure(
+            "sched_info",
+            32,
+            &[
+                MemberOf("run_delay", u64_type, 64),
+                MemberOf("last_arrival", u64_type, 128),
+                MemberOf("last_queued", u64_type, 192),
+            ],
+        );
         let head = blob.structure("hlist_head", 8, &[MemberOf("first", u64_type, 0)]);
         let fpu = blob.structure("fpu", 128, &[MemberOf("fpstate", u64_type, 128)]);
         let thread = blob.structure("thread_struct", 4096, &[MemberOf("fpu", fpu, 512 * 8)]);

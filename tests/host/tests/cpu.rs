@@ -4,8 +4,13 @@
 use std::fs;
 
 use davy_abi::Slot;
+use davy_agent::{
+    observe::{Observer, span},
+    tenant::discover::ProcFs,
+};
 use davy_host_tests::{Cgroup, Load, kernel, reading_of, readings, wait_for};
 
+const SECOND_NS: u64 = 1_000_000_000;
 const LOAD: &str = env!("CARGO_BIN_EXE_davy-host-load");
 
 /// on-CPU ns, wait ns, voluntary and involuntary switches, as /proc shows them for a thread that is off its CPU.
@@ -219,4 +224,83 @@ fn a_thread_whose_end_was_missed_is_swept_out() {
         Some(())
     });
     assert!(readings(&kernel).iter().all(|r| r.slot.tid != load.id()));
+}
+
+#[test]
+fn the_wait_of_a_thread_that_runs_is_counted_from_its_entry_on() {
+    let loads: Vec<_> = (0..6)
+        .map(|_| Load::start(LOAD, &["hold", "text", "0"]))
+        .collect();
+    let mut kernel = kernel();
+    for load in &loads {
+        kernel.watch_process(load.id(), 1).unwrap();
+    }
+    let mut seen = 0;
+    wait_for("twenty stints", || {
+        for load in &loads {
+            let before = reading_of(&kernel, load.id())?.slot;
+            let schedstat = fs::read_to_string(format!("/proc/{}/schedstat", load.id())).ok()?;
+            let after = reading_of(&kernel, load.id())?.slot;
+            // The same stint all the while, and on a CPU whose clocks were compared before.
+            if before.running_since_ns == 0
+                || before.running_since_ns != after.running_since_ns
+                || after.switch_ins < 20
+            {
+                continue;
+            }
+            let kernels: u64 = schedstat.split(' ').nth(1)?.parse().ok()?;
+            // The clocks are compared to within the time from the tracepoint to the booking.
+            let apart = after.run_queue_wait_ns.abs_diff(kernels);
+            assert!(
+                agree(after.run_queue_wait_ns, kernels) || apart < 100_000,
+                "{} against {kernels}",
+                after.run_queue_wait_ns
+            );
+            seen += 1;
+        }
+        (seen >= 20).then_some(())
+    });
+}
+
+#[test]
+fn what_windows_report_agrees_with_the_groups_account() {
+    let group = Cgroup::make("windows");
+    let mut load = Load::spawn(LOAD, &["churn", "6", "10"]);
+    group.add(load.id());
+    wait_for("the load asleep", || kernels_own(load.id(), load.id()));
+    let config = format!(
+        "[[tenant]]\nname = \"churn\"\ncgroup = {:?}\n",
+        group.directory()
+    );
+    let config = davy_agent::config::Config::parse(std::path::Path::new("test"), &config).unwrap();
+    let mut observer = Observer::new(kernel(), ProcFs, &config);
+    observer.look();
+    observer.close(span(SECOND_NS, SECOND_NS));
+    let before_ns = group.usage_ns();
+    load.go();
+    assert_eq!(load.line(), "ready");
+    let ended = std::thread::spawn(move || {
+        assert_eq!(load.line(), "done");
+        wait_for("the load asleep", || kernels_own(load.id(), load.id()));
+        load
+    });
+    let mut reported_ns = 0;
+    let mut windows = 0;
+    let mut last = false;
+    while !last {
+        // Looked at once more after the end, for the last parts.
+        last = ended.is_finished();
+        std::thread::sleep(std::time::Duration::from_millis(250));
+        observer.look();
+        windows += 1;
+        let window = observer.close(span((windows + 1) * SECOND_NS, SECOND_NS));
+        let cpu = window.tenants.first().and_then(|tenant| tenant.cpu);
+        reported_ns += cpu.map_or(0, |cpu| cpu.on_cpu_ns);
+    }
+    let kernels_ns = group.usage_ns() - before_ns;
+    println!("group: kernel {kernels_ns} ns, {windows} windows {reported_ns} ns");
+    assert!(
+        agree(reported_ns, kernels_ns),
+        "kernel {kernels_ns} ns, windows {reported_ns} ns"
+    );
 }
