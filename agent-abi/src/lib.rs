@@ -85,15 +85,29 @@ pub struct Slot {
     pub modes: [u64; 4],
     /// Of those, with at least 8 of 16 vector registers random and changed, by rounding mode.
     pub random: [u64; 4],
-    /// Keyed digest per vector register; see `agent-ebpf/src/registers.rs`.
-    pub digests: [u16; 16],
+    /// Keyed digests of 16 bits, four in a word, one per vector register; see `agent-ebpf/src/registers/`.
+    pub digests: [u64; 4],
     /// Keyed digest of MXCSR, 16 bits.
     pub mxcsr_digest: u32,
     /// 1 once the digests hold a first look.
     pub looked: u32,
+    /// Samples of the general registers (some had changed since the previous look at them).
+    pub general_samples: u64,
+    /// Of those, with at least 6 of 15 general registers random and changed.
+    pub general_random: u64,
+    /// Keyed digests of 16 bits, four in a word, one per general register; the last 16 bits stay 0.
+    pub general_digests: [u64; 4],
+    /// 1 once these hold a first look.
+    pub general_looked: u64,
 }
 
-const _: () = assert!(size_of::<Slot>() == 240);
+/// One look at registers of so many is at the general registers, the others at the vector registers.
+pub const GENERAL_EVERY: u64 = 8;
+
+/// From `fpstate`'s flags to the end of MXCSR at most, bytes: what the kernel half has room for.
+pub const HEAD_BYTES_MAX: usize = 64;
+
+const _: () = assert!(size_of::<Slot>() == 296);
 const _: () = assert!(align_of::<Slot>() == 8);
 
 /// Offsets into kernel structures, resolved from the running kernel's BTF when the programs are loaded.

@@ -25,6 +25,12 @@ impl Task {
         Self(pointer)
     }
 
+    /// The pointer itself, for helpers that want it.
+    #[inline(always)]
+    pub fn pointer(self) -> *const u8 {
+        self.0
+    }
+
     #[inline(always)]
     fn load<T: Copy>(self, offset: usize) -> T {
         // SAFETY: the offset is that of a member of type T, from the running kernel's BTF, and the verifier checks the load.
@@ -134,9 +140,9 @@ impl Fpstate {
         ))
     }
 
-    /// Address of the register image: the FXSAVE area, then the XSAVE header.
+    /// Address of its byte at `offset`.
     #[inline(always)]
-    pub fn registers(self) -> *const u8 {
-        self.0.wrapping_add(offset!(fpstate_regs))
+    pub fn address(self, offset: usize) -> *const u8 {
+        self.0.wrapping_add(offset)
     }
 }

@@ -4,39 +4,53 @@ pub mod cpu;
 pub mod fp_rounding;
 pub mod register_randomness;
 
-use davy_abi::{FLAG_CONFIDENTIAL, FLAG_VCPU, Slot};
+use davy_abi::{FLAG_CONFIDENTIAL, FLAG_VCPU, GENERAL_EVERY, Slot};
 
 use crate::{
-    registers::{self, Look},
+    registers::{self, general, vector},
     task::Task,
 };
 
 /// Looks at the registers of the thread that enters, as they were saved when it last left, and lets the
 /// sensors on registers count. Only registers that changed since the previous look make a sample: what a
 /// program left behind long ago is no evidence.
+///
+/// Each look is at the vector registers or, every [`GENERAL_EVERY`]th, at the general ones.
 #[inline(always)]
 pub fn look(slot: &mut Slot, task: Task) {
+    if slot.looks % GENERAL_EVERY == GENERAL_EVERY - 1 && slot.flags & FLAG_VCPU == 0 {
+        slot.looks += 1;
+        if let general::Look::Changed { random } = general::look(slot, task) {
+            register_randomness::count_general(slot, random);
+        }
+    } else {
+        look_at_vectors(slot, task);
+    }
+}
+
+#[inline(always)]
+fn look_at_vectors(slot: &mut Slot, task: Task) {
     let Some(fpstate) = task.fpstate() else {
         return registers::failed();
     };
-    let Some((is_guest, is_confidential)) = fpstate.flags() else {
+    let Some(head) = vector::Head::read(fpstate) else {
         return registers::failed();
     };
-    if is_guest {
+    if head.is_guest {
         slot.flags |= FLAG_VCPU;
     } else if slot.flags & FLAG_VCPU != 0 {
         // The VMM's own registers, while it handles an exit: not the guest's.
         return;
     }
-    if is_confidential {
+    if head.is_confidential {
         slot.flags |= FLAG_CONFIDENTIAL;
         return;
     }
-    let Some(look) = registers::look(slot, fpstate) else {
+    let Some(look) = vector::look(slot, fpstate, &head) else {
         return registers::failed();
     };
     slot.looks += 1;
-    if let Look::Changed { mode, random } = look {
+    if let vector::Look::Changed { mode, random } = look {
         fp_rounding::count(slot, mode);
         register_randomness::count(slot, mode, random);
     }
@@ -49,7 +63,11 @@ pub fn forget(slot: &mut Slot) {
     slot.looks = 0;
     slot.modes = [0; 4];
     slot.random = [0; 4];
-    slot.digests = [0; 16];
+    slot.digests = [0; 4];
     slot.mxcsr_digest = 0;
     slot.looked = 0;
+    slot.general_samples = 0;
+    slot.general_random = 0;
+    slot.general_digests = [0; 4];
+    slot.general_looked = 0;
 }

@@ -4,9 +4,12 @@
 //! behind `task_struct` (`x86_task_fpu`, arch/x86/include/asm/processor.h). A missing field is never guessed:
 //! a field all programs need is an error, one that only a sensor needs makes that sensor *unsupported*.
 
-use davy_abi::Offsets;
+use davy_abi::{HEAD_BYTES_MAX, Offsets};
 
 use super::btf::Btf;
+
+/// End of MXCSR in the FXSAVE area (Intel SDM vol. 1, 10.5.1).
+const MXCSR_END: u32 = 28;
 
 /// A kernel structure the programs cannot work without is not there.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -107,6 +110,13 @@ fn registers(btf: &Btf, offsets: &mut Offsets) -> Result<(), String> {
         .filter(|place| place.byte() == guest.byte())
         .ok_or_else(|| absent("fpstate.is_confidential beside is_guest"))?;
     offsets.fpstate_is_confidential = 1 << (confidential.bit_offset % 8);
+    let head_bytes = (offsets.fpstate_regs + MXCSR_END).checked_sub(offsets.fpstate_flags);
+    if head_bytes.is_none_or(|bytes| bytes > HEAD_BYTES_MAX as u32) {
+        return Err(format!(
+            "fpstate.is_guest lies {} bytes from fpstate.regs in this kernel, further than Davy reads; report it",
+            i64::from(offsets.fpstate_regs) - i64::from(offsets.fpstate_flags)
+        ));
+    }
     Ok(())
 }
 

@@ -1,0 +1,71 @@
+//! The only code of Davy that sees register contents. It reads, compares, judges and forgets.
+//!
+//! | what is read | where |
+//! |---|---|
+//! | MXCSR, XMM0–15 and the `xfeatures` word of one thread, as the kernel saved them when it was last switched out | [`vector`]; FXSAVE area and XSAVE header, Intel SDM vol. 1, 10.5.1 and 13.4.2 |
+//! | fifteen general registers of one thread, as they were when it last left user mode, or its guest last left for the host | [`general`]; `struct pt_regs`, `kvm_vcpu.arch.regs` |
+//!
+//! Never guest memory, never the stack pointer or the instruction pointer.
+//!
+//! What is kept: per register 16 bits of a digest under a secret key that is new at each load of the programs. The digest
+//! answers one question, "is this register still the same?". It cannot be turned back: 2^112 contents of a vector
+//! register (2^48 of a general one) share each value, the key is not readable from the maps the digests lie in, and no
+//! other thread's digest helps, since equal contents at two places of a slot give different digests.
+//!
+//! What leaves: the rounding mode, and whether enough registers look random ([`judge`]).
+//!
+//! Judging has no branches per register: the verifier follows every path, and sixteen registers with two ways each are too many.
+
+pub mod general;
+mod judge;
+pub mod vector;
+
+use davy_abi::Counter;
+
+use crate::{maps, offsets::setting};
+
+/// A kernel read failed: counted, and no sample.
+#[inline(always)]
+pub fn failed() {
+    maps::count(Counter::ReadFailed);
+}
+
+/// Makes the digests of one look, register after register. Multiply-shift hashing (Dietzfelbinger, Hagerup, Katajainen, Penttonen
+/// 1997, its form for vectors) with another secret factor for each register: two contents share a digest with a chance of 2^-15 at most.
+#[derive(Clone, Copy)]
+struct Digester {
+    low: u64,
+    high: u64,
+    sum: u64,
+}
+
+impl Digester {
+    #[inline(always)]
+    fn new() -> Self {
+        let [low, high] = setting!(digest_key);
+        Self {
+            low: low | 1,
+            high: high | 1,
+            sum: low ^ high,
+        }
+    }
+
+    /// The digest of the next register, in the top 16 bits; what is below them is not to be kept.
+    #[inline(always)]
+    fn next(&mut self, low: u64, high: u64) -> u64 {
+        let digest = low
+            .wrapping_mul(self.low)
+            .wrapping_add(high.wrapping_mul(self.high))
+            .wrapping_add(self.sum);
+        self.sum = self.sum.wrapping_add(self.low);
+        self.low = self.low.wrapping_add(self.high << 1);
+        self.high = self.high.wrapping_add(self.sum << 1);
+        digest & (0xffff << 48)
+    }
+}
+
+/// Top bit set if the `number`-th 16 bits of `difference` are not 0.
+#[inline(always)]
+fn differs(difference: u64, number: usize) -> u64 {
+    ((difference >> (16 * number)) & 0xffff).wrapping_neg()
+}

@@ -1,0 +1,212 @@
+//! MXCSR and the vector registers.
+//!
+//! Read are `struct fpstate` from its flags to MXCSR, the XSAVE header's `xfeatures`, and XMM0–15: one helper call each.
+
+use core::mem::MaybeUninit;
+
+use aya_ebpf::helpers::{bpf_probe_read_kernel, generated};
+use davy_abi::{HEAD_BYTES_MAX, Slot};
+
+use super::{Digester, differs, judge};
+use crate::{
+    offsets::{offset, setting},
+    sensor::register_randomness::{self, Found},
+    task::Fpstate,
+};
+
+/// Offsets in the FXSAVE area and behind it.
+const MXCSR: usize = 24;
+const XMM: usize = 160;
+const XFEATURES: usize = 512;
+/// XSAVE state component 1, SSE: if its bit is clear the registers are in their initial state and were not written.
+const XFEATURE_SSE: u64 = 1 << 1;
+/// Stands for the digest of registers in their initial state; no digest has more than 16 bits.
+const INITIAL_DIGEST: u32 = 1 << 16;
+/// Vector registers looked at.
+const REGISTERS: usize = 16;
+/// They are compared by four: a word of the slot holds four digests.
+const GROUP: usize = 4;
+/// What one look found.
+pub enum Look {
+    /// Nothing changed since the previous look, or this was the first.
+    Same,
+    /// Something changed.
+    Changed {
+        /// MXCSR.RC, 0..3.
+        mode: usize,
+        /// Whether enough registers changed and look random.
+        random: bool,
+    },
+}
+
+/// What lies in `struct fpstate` from its flags to MXCSR.
+pub struct Head {
+    /// The registers are a guest's.
+    pub is_guest: bool,
+    /// … and encrypted.
+    pub is_confidential: bool,
+    mxcsr: u32,
+}
+
+impl Head {
+    #[inline(always)]
+    pub fn read(fpstate: Fpstate) -> Option<Self> {
+        let mut bytes = MaybeUninit::<[u64; HEAD_BYTES_MAX / 8]>::uninit();
+        let begin = offset!(fpstate_flags);
+        let mxcsr_at = offset!(fpstate_regs) + MXCSR - begin;
+        // SAFETY: the agent gives only offsets whose span fits (`kernel::offsets`), and the verifier checks that; the helper
+        // checks the address itself and fails instead of faulting.
+        let result = unsafe {
+            generated::bpf_probe_read_kernel(
+                bytes.as_mut_ptr().cast(),
+                (mxcsr_at + 4) as u32,
+                fpstate.address(begin).cast(),
+            )
+        };
+        if result != 0 {
+            return None;
+        }
+        let bytes = bytes.as_ptr().cast::<u8>();
+        // SAFETY: within what the helper has just written.
+        let (flags, mxcsr) = unsafe {
+            (
+                usize::from(bytes.read()),
+                bytes.add(mxcsr_at).cast::<u32>().read_unaligned(),
+            )
+        };
+        Some(Self {
+            is_guest: flags & offset!(fpstate_is_guest) != 0,
+            is_confidential: flags & offset!(fpstate_is_confidential) != 0,
+            mxcsr,
+        })
+    }
+}
+
+/// Reads the registers behind `fpstate`, compares them with the previous look and keeps the new digests.
+#[inline(always)]
+pub fn look(slot: &mut Slot, fpstate: Fpstate, head: &Head) -> Option<Look> {
+    let image = offset!(fpstate_regs);
+    if !is_written(fpstate.address(image + XFEATURES))? {
+        return Some(initial(slot));
+    }
+    let mut words = MaybeUninit::<[u64; 2 * REGISTERS]>::uninit();
+    // SAFETY: the helper checks the address itself and fails instead of faulting.
+    let result = unsafe {
+        generated::bpf_probe_read_kernel(
+            words.as_mut_ptr().cast(),
+            size_of_val(&words) as u32,
+            fpstate.address(image + XMM).cast(),
+        )
+    };
+    if result != 0 {
+        return None;
+    }
+    // SAFETY: the helper has written all of it.
+    let words = unsafe { words.assume_init_ref() };
+    let mode = ((head.mxcsr >> 13) & 3) as usize;
+    let mut digester = Digester::new();
+    let mxcsr_digest = (digester.next(u64::from(head.mxcsr), 0) >> 48) as u32;
+    let mut changed = mxcsr_digest != slot.mxcsr_digest;
+    slot.mxcsr_digest = mxcsr_digest;
+    let mut found = Found { full: 0, random: 0 };
+    let mut undecided = slot.looked != 0;
+    let mut group = 0;
+    while group < REGISTERS / GROUP {
+        let registers = Group {
+            words,
+            first: GROUP * group,
+        };
+        let digests = registers.digests(&mut digester);
+        let difference = digests ^ slot.digests[group];
+        group += 1;
+        if difference != 0 {
+            slot.digests[group - 1] = digests;
+            changed = true;
+            if undecided {
+                registers.judge(difference, &mut found);
+                let remaining = (REGISTERS - GROUP * group) as u64;
+                undecided = register_randomness::is_undecided(found, mode, remaining);
+            }
+        }
+    }
+    let first = slot.looked == 0;
+    slot.looked = 1;
+    if first || !changed {
+        return Some(Look::Same);
+    }
+    Some(Look::Changed {
+        mode,
+        random: register_randomness::is_random(found, mode),
+    })
+}
+
+/// The registers are in their initial state, and were not written: MXCSR as after reset, in mode 0, the others 0.
+#[inline(always)]
+fn initial(slot: &mut Slot) -> Look {
+    let changed = slot.looked != 0 && slot.mxcsr_digest != INITIAL_DIGEST;
+    slot.digests = [0; 4];
+    slot.mxcsr_digest = INITIAL_DIGEST;
+    slot.looked = 1;
+    if changed {
+        Look::Changed {
+            mode: 0,
+            random: false,
+        }
+    } else {
+        Look::Same
+    }
+}
+
+/// Whether the SSE registers were written into the image.
+#[inline(always)]
+fn is_written(xfeatures: *const u8) -> Option<bool> {
+    if setting!(has_xsave) == 0 {
+        return Some(true);
+    }
+    // SAFETY: the helper checks the address itself and fails instead of faulting.
+    let xfeatures = unsafe { bpf_probe_read_kernel(xfeatures.cast::<u64>()) };
+    Some(xfeatures.ok()? & XFEATURE_SSE != 0)
+}
+
+/// Four neighbouring registers.
+struct Group<'a> {
+    words: &'a [u64; 2 * REGISTERS],
+    first: usize,
+}
+
+impl Group<'_> {
+    #[inline(always)]
+    fn register(&self, number: usize) -> (u64, u64) {
+        let at = 2 * (self.first + number);
+        (self.words[at], self.words[at + 1])
+    }
+
+    #[inline(always)]
+    fn digests(&self, digester: &mut Digester) -> u64 {
+        let mut digests = 0;
+        let mut number = 0;
+        while number < GROUP {
+            let (low, high) = self.register(number);
+            digests = (digests >> 16) | digester.next(low, high);
+            number += 1;
+        }
+        digests
+    }
+
+    /// Adds those that changed and look random to what was found.
+    #[inline(always)]
+    fn judge(&self, difference: u64, found: &mut Found) {
+        let (mut not_full, mut not_random) = (0, 0);
+        let mut number = 0;
+        while number < GROUP {
+            let (low, high) = self.register(number);
+            let verdict = judge::vector(low, high);
+            let same = !differs(difference, number) & judge::NO;
+            not_full += (verdict.not_full | same) >> 63;
+            not_random += (verdict.not_random | same) >> 63;
+            number += 1;
+        }
+        found.full += GROUP as u64 - not_full;
+        found.random += GROUP as u64 - not_random;
+    }
+}
