@@ -17,14 +17,15 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use davy_abi::TenantIndex;
 use davy_evidence::{
-    FpRounding, RegisterRandomness, SensorState, TenantEvidence, fp_rounding, register_randomness,
+    FpRounding, RegisterRandomness, SensorState, TenantEvidence, fp_rounding,
+    register_randomness::{self, Samples, Standing},
 };
 
 use crate::{
     sensor::{
         Looks,
         fp_rounding::{Modes, add, any_directed},
-        register_randomness::{all, directed},
+        register_randomness::{General, all, directed},
         register_state,
     },
     window::{ThreadDelta, ThreadKey},
@@ -67,6 +68,7 @@ struct Tenant {
     spans_ns: VecDeque<u64>,
     modes: Modes,
     random: Modes,
+    general: General,
     looks: u64,
     ever_looked: bool,
     carried: Option<Carried>,
@@ -101,10 +103,21 @@ impl Tests {
         let carried = Carried {
             fp_rounding: fp_rounding::Test::resume(fp.llr, fp.test_samples, fp.concluded)?,
             register_randomness: register_randomness::Test::resume(
-                rr.any_llr,
-                rr.any_concluded,
-                rr.directed_llr,
-                rr.directed_concluded,
+                Standing {
+                    llr: rr.any_llr,
+                    concluded: rr.any_concluded,
+                    samples: rr.any_test_samples,
+                },
+                Standing {
+                    llr: rr.directed_llr,
+                    concluded: rr.directed_concluded,
+                    samples: rr.directed_test_samples,
+                },
+                Standing {
+                    llr: rr.general_llr,
+                    concluded: rr.general_concluded,
+                    samples: rr.general_test_samples,
+                },
             )?,
             age_ns: 0,
         };
@@ -130,7 +143,9 @@ impl Tests {
                 continue;
             }
             if thread.fp_rounding.samples() == 0
-                && (any_directed(&delta.modes) || all(&delta.random) > 0)
+                && (any_directed(&delta.modes)
+                    || all(&delta.random) > 0
+                    || delta.general.random > 0)
                 && let Some(carried) = tenant.carried.take()
             {
                 thread.fp_rounding = carried.fp_rounding;
@@ -143,6 +158,7 @@ impl Tests {
             tenant.ever_looked |= delta.looks > 0;
             add(&mut tenant.modes, &delta.modes);
             add(&mut tenant.random, &delta.random);
+            tenant.general.add(delta.general);
         }
         forming.sort_unstable();
         forming.dedup();
@@ -176,6 +192,7 @@ impl Tests {
         successor.carried = successor.carried.take().or(ended.carried);
         add(&mut successor.modes, &ended.modes);
         add(&mut successor.random, &ended.random);
+        successor.general.add(ended.general);
     }
 
     /// Forgets a tenant that has ended.
@@ -187,11 +204,16 @@ impl Tests {
 impl Thread {
     /// Adds samples and CPU time; `true` if evidence is forming: a test that has not concluded moved towards it.
     fn add(&mut self, delta: &ThreadDelta) -> bool {
-        let any_before = self.register_randomness.any_llr();
+        let before = self.register_randomness;
         let stood = self.fp_rounding.concluded();
         self.fp_rounding.add(delta.modes);
         self.add_on_cpu(delta, stood && self.fp_rounding.concluded());
-        self.register_randomness.add(delta.modes, delta.random);
+        self.register_randomness.add(Samples {
+            modes: delta.modes,
+            random: delta.random,
+            general: delta.general.samples,
+            general_random: delta.general.random,
+        });
         let fp_forms = !self.fp_rounding.concluded()
             && any_directed(&delta.modes)
             && self
@@ -201,9 +223,9 @@ impl Thread {
                 .filter(|&&nats| nats > 0.0)
                 .count()
                 >= 2;
-        let hashing_forms = !self.register_randomness.any_concluded()
-            && self.register_randomness.any_llr() > any_before;
-        fp_forms || hashing_forms
+        let now = self.register_randomness;
+        let forms = |now: Standing, before: Standing| !now.concluded && now.llr > before.llr;
+        fp_forms || forms(now.any(), before.any()) || forms(now.general(), before.general())
     }
 
     /// `stands`: whether `fp_rounding` stood concluded throughout the delta.
@@ -229,6 +251,7 @@ impl Tenant {
             register_randomness: self.register_randomness(host.register_randomness),
         };
         (self.modes, self.random, self.looks) = ([0; 4], [0; 4], 0);
+        self.general = General::default();
         for thread in self.threads.values_mut() {
             (thread.on_cpu_ns, thread.pending_on_cpu_ns) = (0, 0);
         }
@@ -250,10 +273,10 @@ impl Tenant {
         let tests = || self.threads.values().filter(|thread| thread.counts);
         let own = tests().any(|thread| thread.fp_rounding.samples() > 0)
             && (!fp.concluded() || tests().any(|thread| thread.fp_rounding.concluded()))
-            && (!rr.any_concluded()
-                || tests().any(|thread| thread.register_randomness.any_concluded()))
-            && (!rr.directed_concluded()
-                || tests().any(|thread| thread.register_randomness.directed_concluded()));
+            && STANDINGS.iter().all(|standing| {
+                !standing(rr).concluded
+                    || tests().any(|thread| standing(&thread.register_randomness).concluded)
+            });
         if own || carried.age_ns > CARRIED_NS_MAX {
             self.carried = None;
         }
@@ -330,31 +353,41 @@ impl Tenant {
                         .map(|carried| &carried.register_randomness),
                 )
         };
-        let any = tests()
-            .map(|test| (test.any_concluded(), test.any_llr()))
-            .max_by(nearer)
-            .unwrap_or_default();
-        let directed_test = tests()
-            .map(|test| (test.directed_concluded(), test.directed_llr()))
-            .max_by(nearer)
-            .unwrap_or_default();
+        let [any, directed_test, general] =
+            STANDINGS.map(|standing| tests().map(standing).max_by(nearer).unwrap_or_default());
         RegisterRandomness {
             state: register_state(host, self.looks()),
             samples: all(&self.modes),
             random: all(&self.random),
             directed_samples: directed(&self.modes),
             directed_random: directed(&self.random),
-            any_llr: any.1,
-            any_concluded: any.0,
-            directed_llr: directed_test.1,
-            directed_concluded: directed_test.0,
+            any_llr: any.llr,
+            any_concluded: any.concluded,
+            any_test_samples: any.samples,
+            directed_llr: directed_test.llr,
+            directed_concluded: directed_test.concluded,
+            directed_test_samples: directed_test.samples,
+            general_samples: self.general.samples,
+            general_random: self.general.random,
+            general_llr: general.llr,
+            general_concluded: general.concluded,
+            general_test_samples: general.samples,
         }
     }
 }
 
-/// A concluded test before one that is not; then the greater sum.
-fn nearer(a: &(bool, f64), b: &(bool, f64)) -> std::cmp::Ordering {
-    a.0.cmp(&b.0).then(a.1.total_cmp(&b.1))
+/// Where a thread's tests on register randomness stand.
+const STANDINGS: [fn(&register_randomness::Test) -> Standing; 3] = [
+    register_randomness::Test::any,
+    register_randomness::Test::directed,
+    register_randomness::Test::general,
+];
+
+/// A concluded test before one that is not; then the greater sum, then the more samples.
+fn nearer(a: &Standing, b: &Standing) -> std::cmp::Ordering {
+    (a.concluded.cmp(&b.concluded))
+        .then(a.llr.total_cmp(&b.llr))
+        .then(a.samples.cmp(&b.samples))
 }
 
 /// `part / whole`; 0 of nothing.

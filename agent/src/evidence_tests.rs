@@ -29,6 +29,7 @@ fn delta(tid: u32, on_cpu_ns: u64, modes: Modes, random: Modes) -> ThreadDelta {
         looks: modes.iter().sum(),
         modes,
         random,
+        general: General::default(),
     }
 }
 

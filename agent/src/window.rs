@@ -19,7 +19,7 @@ use crate::{
     sensor::{
         cpu::CpuFigures,
         fp_rounding::{self, Modes},
-        register_randomness,
+        register_randomness::{self, General},
     },
 };
 
@@ -57,6 +57,8 @@ pub struct ThreadDelta {
     pub modes: Modes,
     /// Random samples by rounding mode.
     pub random: Modes,
+    /// Samples of general registers.
+    pub general: General,
 }
 
 /// Sums over a tenant's threads within a window.
@@ -87,6 +89,7 @@ struct Thread {
     looks: u64,
     modes: Modes,
     random: Modes,
+    general: General,
     window: u64,
     round: u64,
 }
@@ -188,6 +191,7 @@ impl Accountant {
             looks: 0,
             modes: [0; 4],
             random: [0; 4],
+            general: General::default(),
             window: u64::MAX,
             round: 0,
         });
@@ -204,6 +208,7 @@ impl Accountant {
             looks: slot.looks.saturating_sub(before.looks),
             modes,
             random: register_randomness::since(slot, &before.random, &modes),
+            general: General::of(slot).since(before.general),
         });
         let thread = Thread {
             tenant: tenant.filter(|_| !reading.ended()),
@@ -211,6 +216,7 @@ impl Accountant {
             looks: slot.looks,
             modes: slot.modes,
             random: slot.random,
+            general: General::of(slot),
             window: before.window,
             round: self.round,
         };
@@ -261,6 +267,7 @@ fn nothing_more(thread: ThreadKey, tenant: TenantIndex, cpu_number: u32) -> Thre
         looks: 0,
         modes: [0; 4],
         random: [0; 4],
+        general: General::default(),
     }
 }
 

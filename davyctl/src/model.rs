@@ -164,10 +164,24 @@ pub struct RegisterRandomness {
     pub any_llr: f64,
     /// Whether it has concluded.
     pub any_concluded: bool,
+    /// Samples of the thread nearest to a conclusion.
+    pub any_test_samples: u64,
     /// The test over samples outside mode 0, nats.
     pub directed_llr: f64,
     /// Whether it has concluded.
     pub directed_concluded: bool,
+    /// Samples of the thread nearest to a conclusion.
+    pub directed_test_samples: u64,
+    /// Samples of general registers.
+    pub general_samples: u64,
+    /// Those with random registers.
+    pub general_random: u64,
+    /// The test over samples of general registers, nats.
+    pub general_llr: f64,
+    /// Whether it has concluded.
+    pub general_concluded: bool,
+    /// Samples of the thread nearest to a conclusion.
+    pub general_test_samples: u64,
 }
 
 /// A verdict.
@@ -440,8 +454,15 @@ impl From<v1::RegisterRandomness> for RegisterRandomness {
             directed_random,
             any_llr,
             any_concluded,
+            any_test_samples,
             directed_llr,
             directed_concluded,
+            directed_test_samples,
+            general_samples,
+            general_random,
+            general_llr,
+            general_concluded,
+            general_test_samples,
         } = wire;
         Self {
             state: state(sensor),
@@ -451,8 +472,15 @@ impl From<v1::RegisterRandomness> for RegisterRandomness {
             directed_random,
             any_llr,
             any_concluded,
+            any_test_samples,
             directed_llr,
             directed_concluded,
+            directed_test_samples,
+            general_samples,
+            general_random,
+            general_llr,
+            general_concluded,
+            general_test_samples,
         }
     }
 }

@@ -68,10 +68,25 @@ pub struct RegisterRandomness {
     pub any_llr: f64,
     /// Whether any thread's test over all samples stands concluded.
     pub any_concluded: bool,
+    /// Samples that thread has given to its test.
+    pub any_test_samples: u64,
     /// Cumulative sum over samples outside rounding mode 0 (RandomX), nats, of the thread nearest to a conclusion.
     pub directed_llr: f64,
     /// Whether any thread's test over samples outside rounding mode 0 stands concluded.
     pub directed_concluded: bool,
+    /// Samples that thread has given to its test.
+    pub directed_test_samples: u64,
+    /// Samples of general registers within the window, all threads.
+    pub general_samples: u64,
+    /// Those of them with enough uniformly random, changed registers.
+    pub general_random: u64,
+    /// Cumulative sum over samples of general registers (hashing in scalar instructions), nats, of the thread nearest to a
+    /// conclusion.
+    pub general_llr: f64,
+    /// Whether any thread's test over samples of general registers stands concluded.
+    pub general_concluded: bool,
+    /// Samples that thread has given to its test.
+    pub general_test_samples: u64,
 }
 
 /// What all sensors found for a tenant, and the states of their tests after the window.

@@ -3,7 +3,7 @@
 //! - `mining`: `fp_rounding` concluded **and** `register_randomness` concluded outside rounding mode 0 **and** the
 //!   threads concluded used at least [`MINING_DUTY`] of one vCPU. Two classes of evidence, never one alone.
 //! - `suspect`: anything concluded, but not all of that. RandomX below the duty (a node that verifies), and hashing
-//!   that is not RandomX at whatever speed, end here: only a person can tell.
+//!   that is not RandomX at whatever speed, in vector or in scalar instructions, end here: only a person can tell.
 //! - `quiet`: nothing concluded. The reasons say whether that means "looked and found nothing" or "could not tell".
 
 use std::{fmt, str::FromStr};
@@ -117,14 +117,14 @@ pub fn verdict(evidence: &TenantEvidence) -> Verdict {
     let randomx = fp.concluded && rr.directed_concluded;
     let level = if randomx && fp.duty >= MINING_DUTY {
         Level::Mining
-    } else if fp.concluded || rr.directed_concluded || rr.any_concluded {
+    } else if fp.concluded || rr.directed_concluded || hashes(rr) {
         Level::Suspect
     } else {
         Level::Quiet
     };
     let families = if randomx {
         vec![Family::RandomX]
-    } else if rr.any_concluded && !fp.concluded && !rr.directed_concluded {
+    } else if hashes(rr) && !fp.concluded && !rr.directed_concluded {
         vec![Family::OtherHashing]
     } else {
         Vec::new()
@@ -134,6 +134,7 @@ pub fn verdict(evidence: &TenantEvidence) -> Verdict {
         fp_rounding_reason(fp),
         any_reason(rr),
         directed_reason(rr),
+        general_reason(rr),
     ];
     if fp.concluded {
         reasons.push(duty_reason(fp));
@@ -143,6 +144,11 @@ pub fn verdict(evidence: &TenantEvidence) -> Verdict {
         reasons,
         families,
     }
+}
+
+/// Whether a thread hashes, by whatever algorithm.
+fn hashes(rr: &RegisterRandomness) -> bool {
+    rr.any_concluded || rr.general_concluded
 }
 
 /// The first reason: which clause of the rule applied.
@@ -159,8 +165,11 @@ fn summary(level: Level, fp: &FpRounding, rr: &RegisterRandomness) -> String {
                 .to_owned(),
             (false, true) => "suspect: random registers outside rounding mode 0; mining needs all four rounding modes as well"
                 .to_owned(),
-            (false, false) => "suspect: hashes, but not with RandomX; password servers, backups and VPNs do the same, so only a \
-                 person can tell"
+            (false, false) if rr.any_concluded => {
+                "suspect: hashes, but not with RandomX; password servers, backups and VPNs do the same, so only a person can tell".to_owned()
+            }
+            (false, false) => "suspect: computes on random general registers, as hashing in scalar instructions does; public-key \
+                 cryptography and password servers do the same, so only a person can tell"
                 .to_owned(),
         },
         Level::Quiet => quiet_summary(fp, rr),
@@ -170,7 +179,7 @@ fn summary(level: Level, fp: &FpRounding, rr: &RegisterRandomness) -> String {
 /// Keeps "looked and found nothing" apart from "could not tell".
 fn quiet_summary(fp: &FpRounding, rr: &RegisterRandomness) -> String {
     let fp_told = can_tell(fp.state) && fp.test_samples >= fp_rounding::SAMPLES_TO_TELL;
-    let rr_told = can_tell(rr.state) && rr.samples >= register_randomness::SAMPLES_TO_TELL;
+    let rr_told = can_tell(rr.state) && rr.any_test_samples >= register_randomness::SAMPLES_TO_TELL;
     match (fp_told, rr_told) {
         (true, true) => "quiet: both tests had enough samples and neither concluded".to_owned(),
         (true, false) => {
@@ -224,9 +233,9 @@ fn any_reason(rr: &RegisterRandomness) -> String {
         rr.any_concluded,
         rr.state,
         rr.any_llr,
-        rr.samples,
+        rr.any_test_samples,
         register_randomness::SAMPLES_TO_TELL,
-        "samples in this window",
+        "samples of the thread nearest to a conclusion",
     );
     format!(
         "register_randomness, all samples: {standing}; {} with random registers in this window",
@@ -239,7 +248,8 @@ fn directed_reason(rr: &RegisterRandomness) -> String {
     let nothing_there = rr.state == SensorState::Live
         && !rr.directed_concluded
         && rr.directed_samples == 0
-        && rr.samples >= register_randomness::SAMPLES_TO_TELL;
+        && rr.directed_test_samples == 0
+        && rr.any_test_samples >= register_randomness::SAMPLES_TO_TELL;
     if nothing_there {
         return format!(
             "register_randomness, outside rounding mode 0: not concluded, {}; none of {} samples in this window lay there",
@@ -251,13 +261,28 @@ fn directed_reason(rr: &RegisterRandomness) -> String {
         rr.directed_concluded,
         rr.state,
         rr.directed_llr,
-        rr.directed_samples,
+        rr.directed_test_samples,
         register_randomness::SAMPLES_TO_TELL,
-        "samples there in this window",
+        "samples there of the thread nearest to a conclusion",
     );
     format!(
         "register_randomness, outside rounding mode 0: {standing}; {} with random registers in this window",
         of(rr.directed_random, rr.directed_samples)
+    )
+}
+
+fn general_reason(rr: &RegisterRandomness) -> String {
+    let standing = standing(
+        rr.general_concluded,
+        rr.state,
+        rr.general_llr,
+        rr.general_test_samples,
+        register_randomness::SAMPLES_TO_TELL,
+        "samples of the thread nearest to a conclusion",
+    );
+    format!(
+        "register_randomness, general registers: {standing}; {} with random registers in this window",
+        of(rr.general_random, rr.general_samples)
     )
 }
 

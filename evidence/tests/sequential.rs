@@ -1,6 +1,10 @@
 //! The sequential tests on what real programs show: who concludes, who never does, and what a resumed test does.
 
-use davy_evidence::{fp_rounding, register_randomness, sequential::CEILING_NATS};
+use davy_evidence::{
+    fp_rounding,
+    register_randomness::{self, Samples, Standing},
+    sequential::CEILING_NATS,
+};
 use proptest::prelude::*;
 
 /// A fixed sequence of uniformly distributed numbers (`SplitMix64`), so that every run draws the same samples.
@@ -38,6 +42,33 @@ fn samples_to_conclude(draw: &mut Uniform, shares: [f64; 4], samples_max: u64) -
         test.add(draw.sample(shares));
     }
     test.concluded().then(|| test.samples())
+}
+
+/// Samples of vector registers alone.
+fn vectors(modes: [u64; 4], random: [u64; 4]) -> Samples {
+    Samples {
+        modes,
+        random,
+        ..Samples::default()
+    }
+}
+
+fn at(llr: f64, concluded: bool) -> Standing {
+    Standing {
+        llr,
+        concluded,
+        samples: 9,
+    }
+}
+
+/// Resumes with `standing` in one place (any, directed, general) and nothing in the others.
+fn resume_with(
+    place: usize,
+    standing: Standing,
+) -> Result<register_randomness::Test, davy_evidence::ResumeError> {
+    let mut all = [Standing::default(); 3];
+    all[place] = standing;
+    register_randomness::Test::resume(all[0], all[1], all[2])
 }
 
 #[test]
@@ -132,7 +163,7 @@ fn no_samples_change_nothing() {
     test.add([0; 4]);
     assert_eq!(test, fp_rounding::Test::new());
     let mut test = register_randomness::Test::new();
-    test.add([0; 4], [9; 4]);
+    test.add(vectors([0; 4], [9; 4]));
     assert_eq!(test, register_randomness::Test::new());
 }
 
@@ -144,39 +175,68 @@ fn absurd_counts_do_not_overflow() {
     assert_eq!(test.samples(), u64::MAX);
     assert!(test.llr().iter().all(|l| (0.0..=CEILING_NATS).contains(l)));
     let mut test = register_randomness::Test::new();
-    test.add([u64::MAX; 4], [u64::MAX; 4]);
-    assert_eq!(test.any_llr(), CEILING_NATS);
+    test.add(vectors([u64::MAX; 4], [u64::MAX; 4]));
+    assert_eq!(test.any().llr, CEILING_NATS);
 }
 
 #[test]
 fn hashing_in_mode_0_concludes_any_and_never_directed() {
     let mut test = register_randomness::Test::new();
-    test.add([100, 0, 0, 0], [89, 0, 0, 0]);
-    assert!(test.any_concluded());
-    assert_eq!(test.directed_llr(), 0.0);
-    assert!(!test.directed_concluded());
+    test.add(vectors([100, 0, 0, 0], [89, 0, 0, 0]));
+    assert!(test.any().concluded);
+    assert_eq!(test.directed().llr, 0.0);
+    assert!(!test.directed().concluded);
 }
 
 #[test]
 fn randomx_concludes_any_and_directed() {
     let mut test = register_randomness::Test::new();
-    test.add([48, 35, 33, 34], [47, 35, 33, 33]);
-    assert!(test.any_concluded() && test.directed_concluded());
+    test.add(vectors([48, 35, 33, 34], [47, 35, 33, 33]));
+    assert!(test.any().concluded && test.directed().concluded);
     // The miner stops, something honest goes on in mode 0 and a little outside it.
-    test.add([400, 40, 0, 0], [1, 0, 0, 0]);
-    assert!(!test.any_concluded());
-    assert!(test.directed_concluded(), "hysteresis");
-    test.add([0, 60, 0, 0], [0; 4]);
-    assert!(!test.directed_concluded());
+    test.add(vectors([400, 40, 0, 0], [1, 0, 0, 0]));
+    assert!(!test.any().concluded);
+    assert!(test.directed().concluded, "hysteresis");
+    test.add(vectors([0, 60, 0, 0], [0; 4]));
+    assert!(!test.directed().concluded);
 }
 
 #[test]
 fn aes_gcm_codecs_and_intervals_never_conclude() {
     let mut test = register_randomness::Test::new();
     for _ in 0..10_000 {
-        test.add([100, 0, 0, 0], [11, 0, 0, 0]);
-        test.add([0, 100, 0, 0], [0, 1, 0, 0]);
-        assert!(!test.any_concluded() && !test.directed_concluded());
+        test.add(vectors([100, 0, 0, 0], [11, 0, 0, 0]));
+        test.add(vectors([0, 100, 0, 0], [0, 1, 0, 0]));
+        assert!(!test.any().concluded && !test.directed().concluded);
+    }
+}
+
+#[test]
+fn hashing_in_general_registers_concludes_general_alone() {
+    let mut test = register_randomness::Test::new();
+    let hashing = Samples {
+        modes: [700, 0, 0, 0],
+        general: 100,
+        general_random: 86,
+        ..Samples::default()
+    };
+    test.add(hashing);
+    assert!(test.general().concluded);
+    assert!(!test.any().concluded && !test.directed().concluded);
+    assert_eq!(test.general().samples, 100);
+    assert_eq!(test.any().samples, 700);
+}
+
+#[test]
+fn elliptic_curves_never_conclude() {
+    let mut test = register_randomness::Test::new();
+    for _ in 0..10_000 {
+        test.add(Samples {
+            general: 100,
+            general_random: 58,
+            ..Samples::default()
+        });
+        assert!(!test.general().concluded);
     }
 }
 
@@ -185,13 +245,17 @@ fn impossible_states_are_not_resumed() {
     use fp_rounding::Test;
     for bad in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, -1e-9, 73.1] {
         assert!(Test::resume([40.0, 40.0, bad, 40.0], 9, false).is_err());
-        assert!(register_randomness::Test::resume(bad, false, 0.0, false).is_err());
-        assert!(register_randomness::Test::resume(0.0, false, bad, false).is_err());
+        for place in 0..3 {
+            assert!(resume_with(place, at(bad, false)).is_err());
+        }
     }
     assert!(Test::resume([40.0, 40.0, 0.0, 40.0], 9, true).is_err());
     assert!(Test::resume([40.0; 4], 9, false).is_err());
-    assert!(register_randomness::Test::resume(0.0, true, 0.0, false).is_err());
-    assert!(register_randomness::Test::resume(0.0, false, 40.0, false).is_err());
+    for place in 0..3 {
+        assert!(resume_with(place, at(0.0, true)).is_err());
+        assert!(resume_with(place, at(40.0, false)).is_err());
+        assert!(resume_with(place, at(40.0, true)).is_ok());
+    }
     let refused = Test::resume([40.0, 40.0, f64::NAN, 40.0], 9, false)
         .unwrap_err()
         .to_string();
@@ -206,15 +270,22 @@ prop_compose! {
 }
 
 /// Samples with their random ones, by mode.
-fn random_batch() -> impl Strategy<Value = ([u64; 4], [u64; 4])> {
-    (batch(), prop::array::uniform4(0.0..=1.0f64)).prop_map(|(modes, shares)| {
+fn random_batch() -> impl Strategy<Value = Samples> {
+    let general = (0u64..300, 0u64..300);
+    let vectors = (batch(), prop::array::uniform4(0.0..=1.0f64));
+    (vectors, general).prop_map(|((modes, shares), (general, general_random))| {
         let mut random = [0; 4];
         for ((random, &all), share) in random.iter_mut().zip(&modes).zip(shares) {
             *random = (0..all)
                 .filter(|&i| (i as f64) < share * all as f64)
                 .count() as u64;
         }
-        (modes, random)
+        Samples {
+            modes,
+            random,
+            general,
+            general_random,
+        }
     })
 }
 
@@ -308,20 +379,19 @@ proptest! {
         after in prop::collection::vec(random_batch(), 0..20),
     ) {
         let mut continued = register_randomness::Test::new();
-        for (modes, random) in before {
-            continued.add(modes, random);
+        for samples in before {
+            continued.add(samples);
         }
         let resumed = register_randomness::Test::resume(
-            continued.any_llr(),
-            continued.any_concluded(),
-            continued.directed_llr(),
-            continued.directed_concluded(),
+            continued.any(),
+            continued.directed(),
+            continued.general(),
         );
         prop_assert_eq!(resumed, Ok(continued));
         let mut resumed = resumed.unwrap();
-        for (modes, random) in after {
-            continued.add(modes, random);
-            resumed.add(modes, random);
+        for samples in after {
+            continued.add(samples);
+            resumed.add(samples);
             prop_assert_eq!(resumed, continued);
         }
     }
@@ -330,10 +400,10 @@ proptest! {
     #[test]
     fn mode_0_never_moves_the_directed_test(batches in prop::collection::vec(random_batch(), 1..50)) {
         let mut test = register_randomness::Test::new();
-        for (modes, random) in batches {
-            test.add([modes[0], 0, 0, 0], [random[0], 0, 0, 0]);
-            prop_assert_eq!(test.directed_llr(), 0.0);
-            prop_assert!(!test.directed_concluded());
+        for Samples { modes, random, .. } in batches {
+            test.add(vectors([modes[0], 0, 0, 0], [random[0], 0, 0, 0]));
+            prop_assert_eq!(test.directed().llr, 0.0);
+            prop_assert!(!test.directed().concluded);
         }
     }
 }

@@ -27,8 +27,15 @@ fn miner() -> TenantEvidence {
             directed_random: 270,
             any_llr: 73.0,
             any_concluded: true,
+            any_test_samples: 384,
             directed_llr: 73.0,
             directed_concluded: true,
+            directed_test_samples: 272,
+            general_samples: 54,
+            general_random: 40,
+            general_llr: 20.0,
+            general_concluded: false,
+            general_test_samples: 54,
         },
     }
 }
@@ -47,6 +54,10 @@ fn honest() -> TenantEvidence {
             state: SensorState::Live,
             samples: 1_200,
             random: 5,
+            any_test_samples: 1_200,
+            general_samples: 170,
+            general_random: 2,
+            general_test_samples: 170,
             ..RegisterRandomness::default()
         },
     }
@@ -68,6 +79,9 @@ fn a_randomx_miner_is_mining_for_reasons_a_reviewer_can_check() {
              with random registers in this window",
             "register_randomness, outside rounding mode 0: concluded, 73.0 nats of the 36.5 that conclude; 270 of 272 samples \
              (99.3 %) with random registers in this window",
+            "register_randomness, general registers: not enough samples to tell (54 samples of the thread nearest to a \
+             conclusion, 100 needed), 20.0 nats of the 36.5 that conclude; 40 of 54 samples (74.1 %) with random registers in \
+             this window",
             "duty: the threads concluded used 98.0 % of one CPU over the last minute, at or above the 25.0 % that mining needs",
         ]
     );
@@ -84,10 +98,12 @@ fn an_honest_program_is_quiet_and_the_reasons_say_it_was_looked_at() {
             "quiet: both tests had enough samples and neither concluded",
             "fp_rounding: not concluded after 5000 samples of the thread nearest to a conclusion, 0.0 nats of the 36.5 that \
              conclude; rounding modes 0/1/2/3 in 100.0 %/0.0 %/0.0 %/0.0 % of 1200 samples in this window",
-            "register_randomness, all samples: not concluded after 1200 samples in this window, 0.0 nats of the 36.5 that \
-             conclude; 5 of 1200 samples (0.4 %) with random registers in this window",
+            "register_randomness, all samples: not concluded after 1200 samples of the thread nearest to a conclusion, 0.0 nats \
+             of the 36.5 that conclude; 5 of 1200 samples (0.4 %) with random registers in this window",
             "register_randomness, outside rounding mode 0: not concluded, 0.0 nats of the 36.5 that conclude; none of 1200 \
              samples in this window lay there",
+            "register_randomness, general registers: not concluded after 170 samples of the thread nearest to a conclusion, 0.0 \
+             nats of the 36.5 that conclude; 2 of 170 samples (1.2 %) with random registers in this window",
         ]
     );
 }
@@ -129,9 +145,9 @@ fn duty_just_below_the_limit_does_not_read_as_the_limit() {
     assert_eq!(v.level, Level::Suspect);
     assert!(v.reasons[0].contains("a node that verifies does the same"));
     assert!(
-        v.reasons[4].contains("24.9 % of one CPU over the last minute, below the 25.0 %"),
+        v.reasons[5].contains("24.9 % of one CPU over the last minute, below the 25.0 %"),
         "{}",
-        v.reasons[4]
+        v.reasons[5]
     );
 }
 
@@ -160,6 +176,7 @@ fn too_few_samples_are_said_with_their_number() {
     e.fp_rounding.modes = [12, 0, 0, 0];
     e.fp_rounding.test_samples = 12;
     e.register_randomness.samples = 12;
+    e.register_randomness.any_test_samples = 12;
     e.register_randomness.random = 0;
     let v = verdict(&e);
     assert_eq!(v.level, Level::Quiet);
@@ -168,14 +185,33 @@ fn too_few_samples_are_said_with_their_number() {
         "quiet for want of evidence: not enough samples"
     );
     assert!(v.reasons[1].contains("not enough samples to tell (12 samples of the thread"));
-    assert!(v.reasons[2].contains("not enough samples to tell (12 samples in this window"));
-    assert!(v.reasons[3].contains("not enough samples to tell (0 samples there in this window"));
+    assert!(v.reasons[2].contains("not enough samples to tell (12 samples of the thread"));
+    assert!(v.reasons[3].contains("not enough samples to tell (0 samples there of the thread"));
+}
+
+#[test]
+fn hashing_in_general_registers_alone_is_suspect_and_names_who_else_does_it() {
+    let mut e = honest();
+    e.register_randomness.general_random = 150;
+    e.register_randomness.general_llr = 60.0;
+    e.register_randomness.general_concluded = true;
+    let v = verdict(&e);
+    assert_eq!(v.level, Level::Suspect);
+    assert_eq!(v.families, [Family::OtherHashing]);
+    assert!(
+        v.reasons[0].contains("public-key cryptography"),
+        "{}",
+        v.reasons[0]
+    );
+    // Nor does it stand in for random vector registers outside mode 0.
+    e.fp_rounding = miner().fp_rounding;
+    assert_eq!(verdict(&e).level, Level::Suspect);
 }
 
 #[test]
 fn one_test_with_enough_samples_does_not_speak_for_the_other() {
     let mut e = honest();
-    e.register_randomness.samples = 12;
+    e.register_randomness.any_test_samples = 12;
     assert!(verdict(&e).reasons[0].contains("register_randomness cannot tell yet"));
     let mut e = honest();
     e.fp_rounding.test_samples = 12;
@@ -260,7 +296,7 @@ prop_compose! {
 
 prop_compose! {
     fn register_randomness()(
-        state in state(), counts in any::<[u64; 4]>(), llr in prop::array::uniform2(0.0..=1_000.0f64), concluded in any::<[bool; 2]>(),
+        state in state(), counts in any::<[u64; 9]>(), llr in prop::array::uniform3(0.0..=1_000.0f64), concluded in any::<[bool; 3]>(),
     ) -> RegisterRandomness {
         RegisterRandomness {
             state,
@@ -270,8 +306,15 @@ prop_compose! {
             directed_random: counts[3],
             any_llr: llr[0],
             any_concluded: concluded[0],
+            any_test_samples: counts[4],
             directed_llr: llr[1],
             directed_concluded: concluded[1],
+            directed_test_samples: counts[5],
+            general_samples: counts[6],
+            general_random: counts[7],
+            general_llr: llr[2],
+            general_concluded: concluded[2],
+            general_test_samples: counts[8],
         }
     }
 }
@@ -284,7 +327,7 @@ proptest! {
         let e = TenantEvidence { fp_rounding, register_randomness };
         let v = verdict(&e);
         prop_assert!(v.level != Level::Mining || (fp_rounding.concluded && register_randomness.directed_concluded));
-        prop_assert!((4..=32).contains(&v.reasons.len()));
+        prop_assert!((5..=32).contains(&v.reasons.len()));
         prop_assert!(v.reasons.iter().all(|r| (1..=500).contains(&r.chars().count())));
         prop_assert_eq!(verdict(&e), v);
     }

@@ -331,6 +331,13 @@ impl From<&RegisterRandomness> for v1::RegisterRandomness {
             any_concluded,
             directed_llr,
             directed_concluded,
+            any_test_samples,
+            directed_test_samples,
+            general_samples,
+            general_random,
+            general_llr,
+            general_concluded,
+            general_test_samples,
         } = *rr;
         Self {
             state: v1::SensorState::from(state).into(),
@@ -342,6 +349,13 @@ impl From<&RegisterRandomness> for v1::RegisterRandomness {
             any_concluded,
             directed_llr,
             directed_concluded,
+            any_test_samples,
+            directed_test_samples,
+            general_samples,
+            general_random,
+            general_llr,
+            general_concluded,
+            general_test_samples,
         }
     }
 }
@@ -360,6 +374,13 @@ impl TryFrom<&v1::RegisterRandomness> for RegisterRandomness {
             any_concluded,
             directed_llr,
             directed_concluded,
+            any_test_samples,
+            directed_test_samples,
+            general_samples,
+            general_random,
+            general_llr,
+            general_concluded,
+            general_test_samples,
         } = *wire;
         Ok(Self {
             state: sensor_state("evidence.register_randomness.state", state)?,
@@ -379,6 +400,17 @@ impl TryFrom<&v1::RegisterRandomness> for RegisterRandomness {
                 LLR_NATS_MAX,
             )?,
             directed_concluded,
+            any_test_samples,
+            directed_test_samples,
+            general_samples,
+            general_random,
+            general_llr: number(
+                "evidence.register_randomness.general_llr",
+                general_llr,
+                LLR_NATS_MAX,
+            )?,
+            general_concluded,
+            general_test_samples,
         })
     }
 }

@@ -24,8 +24,15 @@ fn evidence() -> TenantEvidence {
             directed_random: 5,
             any_llr: 4.5,
             any_concluded: true,
+            any_test_samples: 9,
             directed_llr: 3.5,
             directed_concluded: true,
+            directed_test_samples: 10,
+            general_samples: 12,
+            general_random: 11,
+            general_llr: 2.5,
+            general_concluded: true,
+            general_test_samples: 13,
         },
     }
 }

@@ -3,6 +3,9 @@
 //!
 //! Counts of uniformly random bits are binomial, so each bound states how far from the middle it lets that count be.
 
+/// The top bit of each byte.
+const TOP_BITS: u64 = 0x8080_8080_8080_8080;
+
 /// Answer "no".
 pub const NO: u64 = 1 << 63;
 
@@ -26,7 +29,6 @@ pub struct Verdict {
 pub fn vector(low: u64, high: u64) -> Verdict {
     const EVEN: u64 = 0x5555_5555_5555_5555;
     const HIGH_NIBBLES: u64 = 0x00f0_f0f0_f0f0_f0f0;
-    const TOP_BITS: u64 = 0x8080_8080_8080_8080;
     let changes = ((low ^ (low >> 1)) & EVEN) | ((high ^ (high >> 1)) & !EVEN);
     let not_full = outside(ones(low), 32, 13)
         | outside(ones(high), 32, 13)
@@ -50,8 +52,8 @@ pub fn vector(low: u64, high: u64) -> Verdict {
 }
 
 /// Judges one general register: 64 random bits, or 32 of them where the upper half is 0. By each half's ones and bit
-/// changes (sd 2.8 of 32, bounds at 7) and its top byte (not 0, not 255): counters, small numbers, pointers (their upper half has
-/// few changes) and sign-extended numbers fail.
+/// changes (sd 2.8 of 32, bounds at 7) and its top byte (not 0, not 255), and by the top bits of all bytes (neither all 0 nor all
+/// 1): counters, small numbers, pointers (their upper half has few changes), sign-extended numbers and text fail.
 #[inline(always)]
 pub fn general(word: u64) -> u64 {
     // Where the upper half is 0 the lower one stands for both.
@@ -65,6 +67,7 @@ pub fn general(word: u64) -> u64 {
         | outside_halves(changes, 15, 7)
         | outside((upper >> 24) & 0xff, 128, 127)
         | outside((both >> 24) & 0xff, 128, 127)
+        | !(at_least_one(both & TOP_BITS) & at_least_one(!both & TOP_BITS))
 }
 
 /// "No" if `|count - middle| > slack`; `count < 2^63`.
@@ -120,10 +123,15 @@ fn not_floats_near_one(word: u64) -> u64 {
     !near & TOP_BITS
 }
 
+/// Top bit set if a bit is; the lowest one does not count.
+#[inline(always)]
+fn at_least_one(bits: u64) -> u64 {
+    (bits >> 1).wrapping_neg()
+}
+
 /// Top bit set if two bits at least are.
 #[inline(always)]
 fn at_least_two(bits: u64) -> u64 {
-    let but_one = bits & bits.wrapping_sub(1);
-    // Of two bits or more of a word, those but the lowest: nothing is lost by halving.
-    (but_one >> 1).wrapping_neg()
+    // Those but the lowest: none of them is the word's lowest bit.
+    at_least_one(bits & bits.wrapping_sub(1))
 }

@@ -14,7 +14,7 @@ use davy_evidence::{
 use super::document::{Document, PARTS_MAX, Part, Window};
 use crate::{
     evidence::{HostSensors, Tests},
-    sensor::{cpu::CpuFigures, fp_rounding::add},
+    sensor::{cpu::CpuFigures, fp_rounding::add, register_randomness::General},
     window::{ThreadDelta, ThreadKey},
 };
 
@@ -24,6 +24,8 @@ pub struct Judge {
     whole: TenantEvidence,
     /// The `fp_rounding` test that had seen most, of those that did not conclude.
     most_samples: FpRounding,
+    /// The test of `register_randomness` over all samples that had seen most.
+    most_any: RegisterRandomness,
 }
 
 /// What a trial amounts to so far.
@@ -44,6 +46,9 @@ impl Judge {
         if fp.test_samples > self.most_samples.test_samples {
             self.most_samples = fp;
         }
+        if rr.any_test_samples > self.most_any.any_test_samples {
+            self.most_any = rr;
+        }
         let (fp_before, rr_before) = (&self.whole.fp_rounding, &self.whole.register_randomness);
         fp.state = state(fp_before.state, fp.state);
         add(&mut fp.modes, &fp_before.modes);
@@ -56,6 +61,8 @@ impl Judge {
             (&mut rr.random, rr_before.random),
             (&mut rr.directed_samples, rr_before.directed_samples),
             (&mut rr.directed_random, rr_before.directed_random),
+            (&mut rr.general_samples, rr_before.general_samples),
+            (&mut rr.general_random, rr_before.general_random),
         ] {
             *sum = sum.saturating_add(before);
         }
@@ -74,6 +81,14 @@ impl Judge {
         let nothing_forms = fp.llr.contains(&0.0) && !fp.concluded;
         if nothing_forms && fp.test_samples < fp_rounding::SAMPLES_TO_TELL {
             (fp.llr, fp.test_samples) = (self.most_samples.llr, self.most_samples.test_samples);
+        }
+        let rr = &mut evidence.register_randomness;
+        if !rr.any_concluded
+            && rr.any_llr == 0.0
+            && rr.any_test_samples < register_randomness::SAMPLES_TO_TELL
+        {
+            (rr.any_llr, rr.any_test_samples) =
+                (self.most_any.any_llr, self.most_any.any_test_samples);
         }
         let mut verdict = verdict(&evidence);
         for reason in &mut verdict.reasons {
@@ -104,8 +119,9 @@ fn enough(evidence: &TenantEvidence) -> bool {
     } = evidence;
     let measured = |state| matches!(state, SensorState::Live | SensorState::Stalled);
     let fp_told = measured(fp.state) && fp.test_samples >= fp_rounding::SAMPLES_TO_TELL;
-    let rr_told = measured(rr.state) && rr.samples >= register_randomness::SAMPLES_TO_TELL;
-    (fp.concluded || fp_told) && (rr.any_concluded || rr.directed_concluded || rr_told)
+    let rr_told = measured(rr.state) && rr.any_test_samples >= register_randomness::SAMPLES_TO_TELL;
+    let rr_concluded = rr.any_concluded || rr.directed_concluded || rr.general_concluded;
+    (fp.concluded || fp_told) && (rr_concluded || rr_told)
 }
 
 /// The scheduler's books of a window.
@@ -148,6 +164,8 @@ impl Course {
                 looks: delta.looks,
                 modes: delta.modes,
                 random: delta.random,
+                general_samples: delta.general.samples,
+                general_random: delta.general.random,
                 vcpu: delta.is_vcpu,
                 confidential: delta.is_confidential,
                 ended: delta.ended,
@@ -250,6 +268,8 @@ fn delta(tenant: u32, part: &Part) -> ThreadDelta {
         looks,
         modes,
         random,
+        general_samples,
+        general_random,
         vcpu,
         confidential,
         ended,
@@ -272,16 +292,21 @@ fn delta(tenant: u32, part: &Part) -> ThreadDelta {
         looks,
         modes,
         random,
+        general: General {
+            samples: general_samples,
+            random: general_random,
+        },
     }
 }
 
-/// The trial's `RegisterRandomness` as shares; `None` of nothing.
+/// The trial's `RegisterRandomness` as shares (of all, directed, general samples); `None` of nothing.
 #[must_use]
-pub fn fractions(rr: &RegisterRandomness) -> (Option<f64>, Option<f64>) {
+pub fn fractions(rr: &RegisterRandomness) -> (Option<f64>, Option<f64>, Option<f64>) {
     let share = |part: u64, whole: u64| (whole > 0).then(|| part as f64 / whole as f64);
     (
         share(rr.random, rr.samples),
         share(rr.directed_random, rr.directed_samples),
+        share(rr.general_random, rr.general_samples),
     )
 }
 

@@ -18,6 +18,8 @@ fn part(thread: u32, modes: [u64; 4], random: [u64; 4]) -> ThreadDelta {
             looks: modes.iter().sum(),
             modes,
             random,
+            general_samples: 0,
+            general_random: 0,
             vcpu: false,
             confidential: false,
             ended: false,
@@ -47,7 +49,7 @@ pub(crate) fn document(course: Course) -> Document {
         judged.evidence.fp_rounding,
         judged.evidence.register_randomness,
     );
-    let (fraction, directed_fraction) = fractions(&rr);
+    let (fraction, directed_fraction, general_fraction) = fractions(&rr);
     let (cpu_seconds, threads) = (course.cpu_seconds(), course.threads());
     let (windows, trace_complete) = course.into_windows();
     Document {
@@ -89,8 +91,16 @@ pub(crate) fn document(course: Course) -> Document {
             directed_fraction,
             any_llr: rr.any_llr,
             any_concluded: rr.any_concluded,
+            any_test_samples: rr.any_test_samples,
             directed_llr: rr.directed_llr,
             directed_concluded: rr.directed_concluded,
+            directed_test_samples: rr.directed_test_samples,
+            general_samples: rr.general_samples,
+            general_random: rr.general_random,
+            general_fraction,
+            general_llr: rr.general_llr,
+            general_concluded: rr.general_concluded,
+            general_test_samples: rr.general_test_samples,
         },
         verdict: judged.verdict.level,
         families: judged.verdict.families,

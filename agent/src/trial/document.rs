@@ -148,10 +148,34 @@ pub struct RegisterRandomness {
     pub any_llr: f64,
     /// Whether it stands concluded at the end.
     pub any_concluded: bool,
+    /// Samples of that thread.
+    #[serde(default)]
+    pub any_test_samples: u64,
     /// Test over the samples outside rounding mode 0, of the thread nearest to a conclusion, nats.
     pub directed_llr: f64,
     /// Whether it stands concluded at the end.
     pub directed_concluded: bool,
+    /// Samples of that thread.
+    #[serde(default)]
+    pub directed_test_samples: u64,
+    /// Samples of general registers.
+    #[serde(default)]
+    pub general_samples: u64,
+    /// Those with enough random registers.
+    #[serde(default)]
+    pub general_random: u64,
+    /// `general_random / general_samples`; null without samples.
+    #[serde(default)]
+    pub general_fraction: Option<f64>,
+    /// Test over the samples of general registers, of the thread nearest to a conclusion, nats.
+    #[serde(default)]
+    pub general_llr: f64,
+    /// Whether it stands concluded at the end.
+    #[serde(default)]
+    pub general_concluded: bool,
+    /// Samples of that thread.
+    #[serde(default)]
+    pub general_test_samples: u64,
 }
 
 /// One window, about a second.
@@ -189,6 +213,12 @@ pub struct Part {
     pub modes: Modes,
     /// Of those, with enough random registers.
     pub random: Modes,
+    /// Samples of general registers.
+    #[serde(skip_serializing_if = "is_zero", default)]
+    pub general_samples: u64,
+    /// Of those, with enough random registers.
+    #[serde(skip_serializing_if = "is_zero", default)]
+    pub general_random: u64,
     /// It is a vCPU.
     #[serde(skip_serializing_if = "is_false", default)]
     pub vcpu: bool,

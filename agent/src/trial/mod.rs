@@ -365,7 +365,7 @@ fn fp_rounding(judged: &Judged, reason: String) -> FpRounding {
 
 fn register_randomness(judged: &Judged, reason: String) -> RegisterRandomness {
     let rr = judged.evidence.register_randomness;
-    let (fraction, directed_fraction) = fractions(&rr);
+    let (fraction, directed_fraction, general_fraction) = fractions(&rr);
     RegisterRandomness {
         state: rr.state,
         reason,
@@ -377,8 +377,16 @@ fn register_randomness(judged: &Judged, reason: String) -> RegisterRandomness {
         directed_fraction,
         any_llr: rr.any_llr,
         any_concluded: rr.any_concluded,
+        any_test_samples: rr.any_test_samples,
         directed_llr: rr.directed_llr,
         directed_concluded: rr.directed_concluded,
+        directed_test_samples: rr.directed_test_samples,
+        general_samples: rr.general_samples,
+        general_random: rr.general_random,
+        general_fraction,
+        general_llr: rr.general_llr,
+        general_concluded: rr.general_concluded,
+        general_test_samples: rr.general_test_samples,
     }
 }
 

@@ -8,7 +8,10 @@
 
 use std::collections::HashSet;
 
-use davy_evidence::{Level, TenantEvidence, fp_rounding, register_randomness};
+use davy_evidence::{
+    Level, TenantEvidence, fp_rounding,
+    register_randomness::{self, Standing},
+};
 use davy_proto::{convert, v1};
 
 use super::reason::{Malformed, Reason};
@@ -400,17 +403,30 @@ fn checked_evidence(wire: &v1::Evidence, span_ns: u64) -> Result<TenantEvidence,
     }
     let rr = &evidence.register_randomness;
     register_randomness::Test::resume(
-        rr.any_llr,
-        rr.any_concluded,
-        rr.directed_llr,
-        rr.directed_concluded,
+        Standing {
+            llr: rr.any_llr,
+            concluded: rr.any_concluded,
+            samples: rr.any_test_samples,
+        },
+        Standing {
+            llr: rr.directed_llr,
+            concluded: rr.directed_concluded,
+            samples: rr.directed_test_samples,
+        },
+        Standing {
+            llr: rr.general_llr,
+            concluded: rr.general_concluded,
+            samples: rr.general_test_samples,
+        },
     )
     .map_err(|error| error.to_string())?;
     count_in_range(rr.samples, "register_randomness.samples")?;
+    count_in_range(rr.general_samples, "register_randomness.general_samples")?;
     for (part, whole, what) in [
         (rr.random, rr.samples, "random"),
         (rr.directed_samples, rr.samples, "directed_samples"),
         (rr.directed_random, rr.directed_samples, "directed_random"),
+        (rr.general_random, rr.general_samples, "general_random"),
     ] {
         if part > whole {
             return Err(format!(

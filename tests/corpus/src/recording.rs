@@ -1,7 +1,7 @@
 //! A recording: a trial's document, its feature trace packed, with what is needed to make it again.
 //!
 //! A thread's entry of the trace is a row of numbers: thread, CPU time in ns, looks, samples by rounding mode 0 to 3, random ones by
-//! rounding mode 0 to 3, and 1 if it is the thread's last. Trailing zeros are left out. A trace too long for a recording is packed
+//! rounding mode 0 to 3, 1 if it is the thread's last, samples of general registers, random ones of these. Trailing zeros are left out. A trace too long for a recording is packed
 //! further ([`Recording::shorten`]): entries of a thread within a window are added up, then the last windows go.
 
 use std::{collections::BTreeMap, fmt::Write as _, path::Path};
@@ -178,6 +178,7 @@ fn row(part: &Part) -> Vec<u64> {
     let mut row = vec![u64::from(part.thread), part.on_cpu_ns, part.looks];
     row.extend(part.modes.iter().chain(&part.random));
     row.push(u64::from(part.ended));
+    row.extend([part.general_samples, part.general_random]);
     let length = row.iter().rposition(|&n| n != 0).map_or(1, |at| at + 1);
     row.truncate(length);
     row
@@ -224,6 +225,8 @@ fn part(row: &[u64]) -> Part {
         looks: n(2),
         modes: [n(3), n(4), n(5), n(6)],
         random: [n(7), n(8), n(9), n(10)],
+        general_samples: n(12),
+        general_random: n(13),
         vcpu: false,
         confidential: false,
         ended: n(11) != 0,
@@ -242,6 +245,8 @@ mod tests {
             looks: 9,
             modes: [1, 0, 2, 0],
             random: [0, 0, 2, 0],
+            general_samples: 4,
+            general_random: 3,
             vcpu: false,
             confidential: false,
             ended: true,
@@ -249,6 +254,8 @@ mod tests {
         assert_eq!(part(&row(&entry)), entry);
         let quiet = Part {
             random: [0; 4],
+            general_samples: 0,
+            general_random: 0,
             ended: false,
             ..entry
         };

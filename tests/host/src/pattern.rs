@@ -55,6 +55,66 @@ pub fn hold(registers: &Registers, mxcsr: u32, spins: u64) {
     }
 }
 
+/// What is put into twelve general registers.
+pub type General = [u64; 12];
+
+/// Puts `registers` into all general registers but RCX, in which it counts down `spins`, and RBX, RBP and RSP, which inline
+/// assembly may not have.
+pub fn hold_general(registers: &General, spins: u64) {
+    // SAFETY: reads 96 bytes behind the reference; every register written is declared.
+    unsafe {
+        asm!(
+            "mov rax, [rdi]",
+            "mov rdx, [rdi + 8]",
+            "mov rsi, [rdi + 16]",
+            "mov r8, [rdi + 24]",
+            "mov r9, [rdi + 32]",
+            "mov r10, [rdi + 40]",
+            "mov r11, [rdi + 48]",
+            "mov r12, [rdi + 56]",
+            "mov r13, [rdi + 64]",
+            "mov r14, [rdi + 72]",
+            "mov r15, [rdi + 80]",
+            "mov rdi, [rdi + 88]",
+            "2:",
+            "dec rcx",
+            "jnz 2b",
+            inout("rdi") registers.as_ptr() => _,
+            inout("rcx") spins.max(1) => _,
+            out("rax") _, out("rdx") _, out("rsi") _,
+            out("r8") _, out("r9") _, out("r10") _, out("r11") _,
+            out("r12") _, out("r13") _, out("r14") _, out("r15") _,
+            options(nostack),
+        );
+    }
+}
+
+/// Contents of general registers by name: what a kind of program keeps there.
+#[must_use]
+pub fn general_content(kind: &str, words: &mut Words) -> Option<General> {
+    let mut registers = [0; 12];
+    for (number, register) in registers.iter_mut().enumerate() {
+        *register = match kind {
+            "random" => words.next_word(),
+            "random32" => words.next_word() >> 32,
+            "pointers" => 0x7f12_3400_0000 | (words.next_word() & 0xff_fff8),
+            "kernel-pointers" => 0xffff_8881_0000_0000 | (words.next_word() & 0xfff_fff8),
+            "integers" => words.next_word() % 100_000,
+            "negative" => (words.next_word() % 100_000).wrapping_neg(),
+            "lengths" => words.next_word() >> (44 + number),
+            "text" => bytes(8, |_| 0x61 + words.next_word() % 26),
+            "doubles" => (words.next_unit() * 200.0 - 100.0).round().to_bits(),
+            _ => return None,
+        };
+    }
+    // Whatever a program computes, a hash key or the bits of a compressor make some of its registers random.
+    if kind != "random" && kind != "random32" {
+        registers[0] = words.next_word();
+        registers[1] = words.next_word() >> 32;
+    }
+    Some(registers)
+}
+
 /// A small generator of uniformly distributed words (splitmix64; Steele, Lea, Flood 2014).
 #[derive(Clone, Debug)]
 pub struct Words(pub u64);

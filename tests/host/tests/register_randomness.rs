@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
+use davy_abi::Slot;
 use davy_host_tests::{Load, kernel, nudged, reading_of, wait_for};
 
 const LOAD: &str = env!("CARGO_BIN_EXE_davy-host-load");
@@ -48,19 +49,67 @@ fn full_mantissas_alone_are_not_random_in_a_directed_mode_either() {
     assert!(share <= 2, "{share} %");
 }
 
+/// Share of samples of general registers counted as random, in percent.
+fn general_share(content: &str) -> u64 {
+    let load = Load::start(LOAD, &["general", content]);
+    let mut kernel = kernel();
+    let _nudged = nudged();
+    kernel.watch_process(load.id(), 1).unwrap();
+    let slot = wait_for("samples", || {
+        let slot = reading_of(&kernel, load.id())?.slot;
+        (slot.general_samples >= 30).then_some(slot)
+    });
+    slot.general_random * 100 / slot.general_samples
+}
+
+#[test]
+fn uniform_bits_in_general_registers_are_random() {
+    for content in ["random", "random32"] {
+        let share = general_share(content);
+        assert!(share >= 90, "{content}: {share} %");
+    }
+}
+
+#[test]
+fn what_honest_programs_keep_in_general_registers_is_not() {
+    for content in [
+        "pointers",
+        "kernel-pointers",
+        "integers",
+        "negative",
+        "lengths",
+        "text",
+        "doubles",
+    ] {
+        let share = general_share(content);
+        assert!(share <= 3, "{content}: {share} %");
+    }
+}
+
 #[test]
 fn no_map_holds_register_bytes() {
-    let secret: [u8; 16] = std::fs::read("/proc/sys/kernel/random/uuid").unwrap()[..16]
-        .try_into()
-        .unwrap();
-    let hex = format!("{:032x}", u128::from_le_bytes(secret));
-    let load = Load::start(LOAD, &["secret", &hex]);
+    no_map_holds("secret", 16, |slot| slot.modes.iter().sum::<u64>() >= 50);
+}
+
+#[test]
+fn no_map_holds_bytes_of_general_registers() {
+    no_map_holds("secret-general", 8, |slot| slot.general_samples >= 20);
+}
+
+fn no_map_holds(load: &str, length: usize, sampled: impl Fn(&Slot) -> bool) {
+    let uuid = std::fs::read("/proc/sys/kernel/random/uuid").unwrap();
+    let secret = &uuid[..length];
+    let hex: String = secret
+        .iter()
+        .rev()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    let load = Load::start(LOAD, &[load, &hex]);
     let mut kernel = kernel();
     let _nudged = nudged();
     kernel.watch_process(load.id(), 1).unwrap();
     wait_for("samples", || {
-        let slot = reading_of(&kernel, load.id())?.slot;
-        (slot.modes.iter().sum::<u64>() >= 50).then_some(())
+        sampled(&reading_of(&kernel, load.id())?.slot).then_some(())
     });
     let memory = kernel.memory().unwrap();
     assert!(memory.len() > 1 << 20, "{} bytes searched", memory.len());

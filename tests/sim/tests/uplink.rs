@@ -146,16 +146,20 @@ async fn a_restarted_agent_gets_its_tenants_tests_back() -> Result<()> {
     let first = agent("h1", 1, detector.url(), 100);
     let (mut fp, mut rr) = (fp_rounding::Test::new(), register_randomness::Test::new());
     fp.add([130, 90, 90, 90]);
-    rr.add([130, 90, 90, 90], [130, 90, 90, 90]);
-    assert!(fp.concluded() && rr.directed_concluded());
+    rr.add(register_randomness::Samples {
+        modes: [130, 90, 90, 90],
+        random: [130, 90, 90, 90],
+        ..Default::default()
+    });
+    assert!(fp.concluded() && rr.directed().concluded);
     let mut evidence = TenantEvidence::default();
     evidence.fp_rounding.llr = fp.llr();
     evidence.fp_rounding.test_samples = fp.samples();
     evidence.fp_rounding.concluded = fp.concluded();
-    evidence.register_randomness.any_llr = rr.any_llr();
-    evidence.register_randomness.any_concluded = rr.any_concluded();
-    evidence.register_randomness.directed_llr = rr.directed_llr();
-    evidence.register_randomness.directed_concluded = rr.directed_concluded();
+    evidence.register_randomness.any_llr = rr.any().llr;
+    evidence.register_randomness.any_concluded = rr.any().concluded;
+    evidence.register_randomness.directed_llr = rr.directed().llr;
+    evidence.register_randomness.directed_concluded = rr.directed().concluded;
     let mut recent = window_of(0, &evidence);
     let now_ns = u64::try_from(std::time::UNIX_EPOCH.elapsed()?.as_nanos())?;
     (recent.start_unix_ns, recent.end_unix_ns) = (now_ns - 1_000_000_000, now_ns);

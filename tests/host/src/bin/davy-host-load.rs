@@ -4,6 +4,8 @@
 //! | kind | what it does |
 //! |---|---|
 //! | `hold CONTENT MODE [once]` | keeps CONTENT (see `pattern.rs`) in its registers in rounding mode MODE (0 to 3, or `all`), new every millisecond or so; `once`: never new again |
+//! | `general CONTENT` | keeps CONTENT in its general registers, new every millisecond or so |
+//! | `secret-general HEX` | keeps one known 8-byte value in twelve general registers, changing only a counter in one of them |
 //! | `secret HEX` | keeps one known 16-byte value in all registers, changing only a counter in one of them |
 //! | `churn THREADS SECONDS` | waits for the end of its input; then for that long THREADS threads compute, sleep, yield and start and end further threads; says `done` and waits, with THREADS threads alive |
 //! | `zombies COUNT` | waits for the end of its input; then starts COUNT processes that compute and end, and never asks how; says `done` and waits |
@@ -21,7 +23,9 @@ use std::{
 };
 
 use davy_agent::kernel::{Kernel, KernelOptions};
-use davy_host_tests::pattern::{Registers, Words, content, hold, mxcsr};
+use davy_host_tests::pattern::{
+    Registers, Words, content, general_content, hold, hold_general, mxcsr,
+};
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -29,6 +33,8 @@ fn main() -> ExitCode {
     match arguments[..] {
         ["hold", kind, mode] => hold_content(kind, mode, false),
         ["hold", kind, mode, "once"] => hold_content(kind, mode, true),
+        ["general", kind] => general(kind),
+        ["secret-general", hex] => secret_general(hex),
         ["secret", hex] => secret(hex),
         ["churn", threads, seconds] => churn(threads, seconds),
         ["zombies", count] => zombies(count),
@@ -87,6 +93,29 @@ fn hold_content(kind: &str, mode: &str, once: bool) -> ExitCode {
         if let Some(next) = content(kind, &mut words) {
             registers = next;
         }
+    }
+}
+
+fn general(kind: &str) -> ExitCode {
+    let mut words = Words(u64::from(std::process::id()));
+    println!("ready");
+    while let Some(registers) = general_content(kind, &mut words) {
+        hold_general(&registers, SPINS);
+    }
+    eprintln!("there is no content called {kind}");
+    ExitCode::FAILURE
+}
+
+fn secret_general(hex: &str) -> ExitCode {
+    let Ok(value) = u64::from_str_radix(hex, 16) else {
+        eprintln!("the secret must be hexadecimal");
+        return ExitCode::FAILURE;
+    };
+    let mut registers = [value; 12];
+    println!("ready");
+    loop {
+        hold_general(&registers, SPINS);
+        registers[11] = registers[11].wrapping_add(1);
     }
 }
 
