@@ -27,6 +27,7 @@ fn evidence() -> TenantEvidence {
             directed_llr: 3.5,
             directed_concluded: true,
         },
+        pmu: None,
     }
 }
 
@@ -38,6 +39,7 @@ fn refusal(change: impl FnOnce(&mut v1::FpRounding, &mut v1::RegisterRandomness)
     let wire = v1::Evidence {
         fp_rounding: Some(fp),
         register_randomness: Some(rr),
+        pmu: None,
     };
     match TenantEvidence::try_from(&wire) {
         Ok(accepted) => format!("accepted: {accepted:?}"),
