@@ -62,6 +62,7 @@ impl Judge {
         self.whole = TenantEvidence {
             fp_rounding: fp,
             register_randomness: rr,
+            pmu: window.pmu,
         };
     }
 
@@ -101,6 +102,7 @@ fn enough(evidence: &TenantEvidence) -> bool {
     let TenantEvidence {
         fp_rounding: fp,
         register_randomness: rr,
+        pmu: _,
     } = evidence;
     let measured = |state| matches!(state, SensorState::Live | SensorState::Stalled);
     let fp_told = measured(fp.state) && fp.test_samples >= fp_rounding::SAMPLES_TO_TELL;
