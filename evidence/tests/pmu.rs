@@ -110,7 +110,8 @@ fn a_test_goes_on_where_another_stood_and_a_contradiction_is_refused() {
     let mut whole = Test::new();
     whole.add(7, 1);
     let mut second = Test::resume(whole.llr(), whole.turns(), whole.concluded()).unwrap();
-    (whole.add(9, 0), second.add(9, 0));
+    whole.add(9, 0);
+    second.add(9, 0);
     assert_eq!(whole, second);
     assert!(Test::resume(1.0, 5, false).is_ok());
     assert!(Test::resume(0.0, 5, true).is_err());

@@ -122,15 +122,19 @@ pub fn document(evidence: &Evidence, reason: String, trace: Vec<TracedTurn>) -> 
     }
 }
 
-/// The windows so far and one more, as one window: counts add up, the test stands where it stands now.
+/// The windows so far and one more, as one window: counts add up, the test stands where it stands now. What was not counted in one
+/// of the two (events take turns, and a trial's windows are short) went on there as in the other.
 #[must_use]
 pub fn sum(before: Option<Evidence>, now: Option<Evidence>) -> Option<Evidence> {
     let (Some(before), Some(now)) = (before, now) else {
         return now.or(before);
     };
+    let times = (before.time_enabled_ns, now.time_enabled_ns);
     let known = |a: Option<u64>, b: Option<u64>| match (a, b) {
         (Some(a), Some(b)) => Some(a.saturating_add(b)),
-        (a, b) => a.or(b),
+        (Some(a), None) => Some(went_on(a, times.0, times.1)),
+        (None, Some(b)) => Some(went_on(b, times.1, times.0)),
+        (None, None) => None,
     };
     let (f, g) = (before.fp, now.fp);
     Some(Evidence {
@@ -163,6 +167,13 @@ pub fn sum(before: Option<Evidence>, now: Option<Evidence>) -> Option<Evidence> 
         mix_concluded: now.mix_concluded,
         hash_rate: now.hash_rate.or(before.hash_rate),
     })
+}
+
+/// `count` of `of_ns`, and as many per time in `more_ns`.
+fn went_on(count: u64, of_ns: u64, more_ns: u64) -> u64 {
+    let whole_ns = u128::from(of_ns) + u128::from(more_ns);
+    let scaled = (u128::from(count) * whole_ns).checked_div(u128::from(of_ns));
+    scaled.map_or(count, |scaled| u64::try_from(scaled).unwrap_or(u64::MAX))
 }
 
 /// The trace of a trial that goes on.
@@ -277,6 +288,20 @@ mod tests {
         assert_eq!(whole.branch_misses, None);
         assert!((whole.mix_llr - 6.8).abs() < 1e-9);
         assert_eq!(sum(None, None), None);
+    }
+
+    #[test]
+    fn what_was_counted_in_one_window_of_three_is_estimated_for_all() {
+        let window = |cache_misses, time_enabled_ns| {
+            Some(Evidence {
+                cache_misses,
+                time_enabled_ns,
+                ..Evidence::default()
+            })
+        };
+        let windows = [window(None, 10), window(Some(6), 20), window(None, 10)];
+        let whole = windows.into_iter().fold(None, sum).unwrap();
+        assert_eq!(whole.cache_misses, Some(12));
     }
 
     #[test]
