@@ -231,6 +231,17 @@ fn a_refused_guest_is_unsupported_with_the_reason() {
 }
 
 #[test]
+fn a_thread_that_ended_just_now_is_none_that_could_not_be_counted() {
+    let mut bench = Bench::new(&zen_4()).vcpu(11);
+    bench
+        .fake
+        .with(|machine| machine.refusal = Some((0, OpenError::ThreadGone)));
+    bench.run(2, &matrices());
+    bench.close(2);
+    assert_eq!(bench.pmu.status(), (SensorState::NeverRan, String::new()));
+}
+
+#[test]
 fn descriptors_are_bounded_and_what_is_not_counted_is_said() {
     // A group takes at most four.
     let mut bench = Bench::with(&zen_4(), &Options::default(), 9)
