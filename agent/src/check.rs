@@ -11,6 +11,7 @@ use serde::Serialize;
 use crate::{
     error::chain,
     kernel::{Kernel, KernelOptions, Requirement, requirements},
+    sensor::pmu::{self, Pmu},
     source::ThreadSource,
     tenant::discover::{ProcFs, Processes as _},
 };
@@ -50,7 +51,7 @@ pub struct Sensor {
     pub name: String,
     /// Whether it can measure here.
     pub supported: bool,
-    /// Why not and what to do; empty if it can.
+    /// Why not and what to do; what is measured, where that differs between hosts; else empty.
     pub reason: String,
 }
 
@@ -112,7 +113,7 @@ pub fn report(requirements: &[Requirement], loaded: &Loaded) -> Report {
             })
             .collect()
     } else {
-        ["cpu", "fp_rounding", "register_randomness"]
+        ["cpu", "fp_rounding", "register_randomness", pmu::NAME]
             .map(|name| Sensor {
                 name: name.to_owned(),
                 supported: false,
@@ -160,6 +161,14 @@ pub fn table(report: &Report) -> String {
     text
 }
 
+/// What the performance counters can do here, with the default options.
+fn counters() -> (&'static str, SensorState, String) {
+    match Pmu::of_this_host(&pmu::Options::default()).capability() {
+        Ok(counted) => (pmu::NAME, SensorState::Live, counted),
+        Err(reason) => (pmu::NAME, SensorState::Unsupported, reason),
+    }
+}
+
 /// Looks, prints, and gives the exit status.
 ///
 /// # Errors
@@ -175,7 +184,11 @@ pub fn print(json: bool) -> anyhow::Result<ExitCode> {
             error: None,
             vcpus_unsupported: ThreadSource::vcpus_unsupported(&kernel)
                 .or_else(|| (!ProcFs.kvm_present()).then(|| NO_KVM.to_owned())),
-            sensors: kernel.sensors(),
+            sensors: {
+                let mut sensors = kernel.sensors();
+                sensors.push(counters());
+                sensors
+            },
         },
         Err(error) => Loaded {
             error: Some(chain(&error)),

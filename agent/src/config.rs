@@ -10,6 +10,9 @@
 //! [names]
 //! pattern = '^droplet-(?<id>[0-9]+)$'
 //!
+//! [pmu]
+//! reserve_counters = 2
+//!
 //! [[tenant]]
 //! name = "encoder"
 //! cgroup = "/sys/fs/cgroup/encoder"
@@ -22,6 +25,8 @@ use std::{
 
 use regex::Regex;
 use serde::Deserialize;
+
+use crate::sensor::pmu;
 
 /// Least and greatest window, ms. The wire allows windows of at most an hour.
 pub const WINDOW_MS: std::ops::RangeInclusive<u64> = 1_000..=3_600_000;
@@ -53,6 +58,8 @@ pub struct Config {
     pub sample_interval_ms: u64,
     /// Whether vCPU threads are found by themselves. Default: true.
     pub find_vcpus: bool,
+    /// Performance counters.
+    pub pmu: pmu::Options,
     /// How names become droplet ids.
     pub names: Names,
     /// Further tenants: control groups and processes.
@@ -124,6 +131,7 @@ impl Default for Config {
             slots_max: 16_384,
             sample_interval_ms: 5,
             find_vcpus: true,
+            pmu: pmu::Options::default(),
             names: Names::default(),
             tenant: Vec::new(),
             nudge: Nudge::default(),
@@ -235,6 +243,8 @@ impl Config {
         in_range("queue_bytes_max", self.queue_bytes_max, 65_536..=usize::MAX)?;
         in_range("slots_max", self.slots_max, 16..=1_048_576)?;
         in_range("sample_interval_ms", self.sample_interval_ms, 1..=1_000)?;
+        in_range("pmu.reserve_counters", self.pmu.reserve_counters, 0..=16)?;
+        in_range("pmu.slice_ms", self.pmu.slice_ms, 1_000..=60_000)?;
         if !self.metrics_listen.is_empty() && self.metrics_address().is_none() {
             let listen = &self.metrics_listen;
             return bad(
@@ -486,6 +496,9 @@ mod tests {
             tree = true
             [nudge]
             exclude_cpus = "2-3"
+            [pmu]
+            enabled = false
+            reserve_counters = 3
             "#,
         )
         .unwrap();
@@ -494,6 +507,10 @@ mod tests {
         assert!(config.name_pattern().unwrap().is_match("droplet-12"));
         assert_eq!(config.tenant[1].pid, Some(42));
         assert!(config.tenant[1].tree);
+        assert_eq!(
+            (config.pmu.enabled, config.pmu.reserve_counters),
+            (false, 3)
+        );
     }
 
     #[test]
@@ -519,6 +536,12 @@ mod tests {
             ("[nudge]\nrest_hz = -1.0", &["nudge.rest_hz"]),
             ("[nudge]\nrest_hz = 1e-300", &["nudge.rest_hz", "0.01"]),
             ("[nudge]\nrest_hz = nan", &["nudge.rest_hz"]),
+            (
+                "[pmu]\nreserve_counters = 17",
+                &["pmu.reserve_counters", "16"],
+            ),
+            ("[pmu]\nslice_ms = 500", &["pmu.slice_ms", "1000"]),
+            ("[pmu]\nreserve = 1", &["agent.toml", "reserve"]),
             (
                 "[[tenant]]\nname = 'a'\ncgroup = '/g/../x'",
                 &["tenant[0].cgroup", ".."],

@@ -249,6 +249,8 @@ impl Tenant {
         let evidence = TenantEvidence {
             fp_rounding: self.fp_rounding(host.fp_rounding),
             register_randomness: self.register_randomness(host.register_randomness),
+            // Counted elsewhere, by `sensor::pmu`.
+            pmu: None,
         };
         (self.modes, self.random, self.looks) = ([0; 4], [0; 4], 0);
         self.general = General::default();

@@ -16,7 +16,11 @@ use crate::{
     error::chain,
     evidence::{HostSensors, Tests},
     kernel::Reading,
-    sensor::{Looks, register_state},
+    sensor::{
+        Looks,
+        pmu::{self, Pmu},
+        register_state,
+    },
     source::ThreadSource,
     tenant::{
         Kind, Tenant,
@@ -108,6 +112,8 @@ pub struct Observer<S, P> {
     registry: Registry,
     accountant: Accountant,
     tests: Tests,
+    /// `None`: its evidence says nothing of the sensor.
+    pmu: Option<Pmu>,
     readings: Vec<Reading>,
     deltas: Vec<ThreadDelta>,
     carried: HashMap<String, TenantEvidence>,
@@ -132,6 +138,7 @@ impl<S: ThreadSource, P: Processes> Observer<S, P> {
             processes,
             accountant: Accountant::default(),
             tests: Tests::default(),
+            pmu: None,
             readings: Vec::new(),
             deltas: Vec::new(),
             carried: HashMap::new(),
@@ -142,6 +149,18 @@ impl<S: ThreadSource, P: Processes> Observer<S, P> {
             ever_watched: false,
             overview: Overview::default(),
         }
+    }
+
+    /// The same, with performance counters.
+    #[must_use]
+    pub fn with_pmu(mut self, pmu: Pmu) -> Self {
+        self.pmu = Some(pmu);
+        self
+    }
+
+    /// The performance counters, if there are any.
+    pub fn pmu(&self) -> Option<&Pmu> {
+        self.pmu.as_ref()
     }
 
     /// The source of readings.
@@ -238,6 +257,12 @@ impl<S: ThreadSource, P: Processes> Observer<S, P> {
                 .tenant(index)
                 .is_some_and(|tenant| matches!(tenant.kind, Kind::Droplet { .. }))
         });
+        if let Some(pmu) = &mut self.pmu {
+            pmu.look(&self.readings, now_ns, |index| {
+                let tenant = registry.tenant(index)?;
+                Some(matches!(tenant.kind, Kind::Droplet { .. }))
+            });
+        }
         let looks = deltas.iter().map(|delta| delta.looks).sum::<u64>();
         self.looks += looks;
         self.ever_looked |= looks > 0;
@@ -262,6 +287,9 @@ impl<S: ThreadSource, P: Processes> Observer<S, P> {
     /// Closes the window, which ends with the last look. The message's sequence and losses are the queue's to set.
     pub fn close(&mut self, span: Span) -> v1::Window {
         let span_ns = span.end_unix_ns.saturating_sub(span.start_unix_ns);
+        if let Some(pmu) = &mut self.pmu {
+            pmu.collect();
+        }
         let sensors = self.sensors();
         let host = HostSensors {
             fp_rounding: state_of(&sensors, "fp_rounding"),
@@ -271,6 +299,9 @@ impl<S: ThreadSource, P: Processes> Observer<S, P> {
         let successions = self.registry.successions();
         for &(ended, successor) in &successions {
             self.tests.merge(ended, successor);
+            if let Some(pmu) = &mut self.pmu {
+                pmu.merge(ended, successor);
+            }
             if let Some(part) = sums.remove(&ended) {
                 sums.entry(successor).or_default().add(&part);
             }
@@ -285,7 +316,9 @@ impl<S: ThreadSource, P: Processes> Observer<S, P> {
                 continue;
             }
             let sums = sums.remove(&tenant.index).unwrap_or_default();
-            let evidence = self.tests.close(tenant.index, span_ns, host);
+            let mut evidence = self.tests.close(tenant.index, span_ns, host);
+            let pmu = self.pmu.as_mut();
+            evidence.pmu = pmu.map(|pmu| pmu.close(tenant.index, span_ns));
             let verdict = verdict(&evidence);
             let level = level_name(verdict.level);
             *self.overview.tenants.entry(level).or_default() += 1;
@@ -305,6 +338,9 @@ impl<S: ThreadSource, P: Processes> Observer<S, P> {
         for index in self.registry.forget_ended() {
             self.accountant.forget(index);
             self.tests.forget(index);
+            if let Some(pmu) = &mut self.pmu {
+                pmu.forget(index);
+            }
             self.levels.remove(&index);
         }
         self.overview.sensors = sensors
@@ -363,7 +399,11 @@ impl<S: ThreadSource, P: Processes> Observer<S, P> {
                 info!(tenant = %tenant.key, "it began after the agent did: its tests begin anew");
                 continue;
             }
-            match self.tests.resume(tenant.index, &evidence) {
+            let mut resumed = self.tests.resume(tenant.index, &evidence);
+            if let (Some(pmu), Some(stored)) = (&mut self.pmu, &evidence.pmu) {
+                resumed = resumed.and_then(|()| pmu.resume(tenant.index, stored));
+            }
+            match resumed {
                 Ok(()) => {
                     info!(tenant = %tenant.key, "tests go on where they stood before the agent's restart");
                 }
@@ -400,6 +440,10 @@ impl<S: ThreadSource, P: Processes> Observer<S, P> {
                 };
                 (name, register_state(can, looks), reason)
             })
+            .chain(self.pmu.as_ref().map(|pmu| {
+                let (state, remark) = pmu.status();
+                (pmu::NAME, state, remark)
+            }))
             .chain(no_vms.map(|reason| (VCPUS, SensorState::Unsupported, reason)))
             .collect()
     }

@@ -329,3 +329,101 @@ fn the_cpus_of_a_tenant_are_known_by_its_key() {
     assert_eq!(observer.cpus_of(&["qemu:droplet-8".to_owned()]), [5]);
     assert!(observer.cpus_of(&["qemu:other".to_owned()]).is_empty());
 }
+
+/// A droplet that spreads over four rounding modes, on a CPU with counters, while its vCPU runs at `rates`.
+fn observe_counted(rates: &crate::sensor::pmu::fake::Rates) -> v1::Window {
+    use crate::sensor::pmu::fake::{Fake, zen_4};
+    let fake = Fake::default();
+    let options = pmu::Options::default();
+    let counters = Pmu::new(&options, &zen_4(), true, 100, Box::new(fake.clone()));
+    let mut observer = observer_of_a_vm().with_pmu(counters);
+    let tid = observer.source.slot(1).tid;
+    for _ in 0..60 {
+        observer.look();
+        observer.source.now_ns += SECOND_NS;
+        fake.run(tid, SECOND_NS, rates);
+        spread_over_modes(&mut observer);
+    }
+    observer.look();
+    close(&mut observer);
+    // The duty counts from the conclusion on.
+    spread_over_modes(&mut observer);
+    close(&mut observer)
+}
+
+/// As [`compute_randomx`], but the registers never look random.
+fn spread_over_modes(observer: &mut Observer<Script, ScriptedProcesses>) {
+    compute_randomx(observer);
+    observer.source.slot(1).random = [0; 4];
+}
+
+fn said_of(window: &v1::Window) -> (v1::VerdictLevel, Vec<String>) {
+    let verdict = window.tenants[0].verdict.as_ref().unwrap();
+    (verdict.level(), verdict.reasons.clone())
+}
+
+#[test]
+fn four_modes_with_randomxs_mix_are_mining_where_registers_cannot_be_judged() {
+    use crate::sensor::pmu::fake::{randomx_on, zen_4};
+    let window = observe_counted(&randomx_on(&zen_4()));
+    let evidence = window.tenants[0].evidence.as_ref().unwrap();
+    let random = evidence.register_randomness.as_ref().unwrap();
+    assert_eq!(random.state(), v1::SensorState::Unsupported);
+    assert!(evidence.pmu.as_ref().unwrap().mix_concluded);
+    let (level, reasons) = said_of(&window);
+    assert_eq!(level, v1::VerdictLevel::Mining, "{reasons:?}");
+    assert!(reasons[0].contains("RandomX's mix of floating-point operations"));
+}
+
+#[test]
+fn four_modes_with_an_honest_mix_are_no_mining() {
+    let window = observe_counted(&crate::sensor::pmu::fake::matrices());
+    assert!(
+        !window.tenants[0]
+            .evidence
+            .as_ref()
+            .unwrap()
+            .pmu
+            .unwrap()
+            .mix_concluded
+    );
+    let (level, reasons) = said_of(&window);
+    assert_eq!(level, v1::VerdictLevel::Suspect, "{reasons:?}");
+}
+
+#[test]
+fn counters_are_one_of_the_hosts_sensors() {
+    let window = observe_counted(&crate::sensor::pmu::fake::matrices());
+    let status = window
+        .sensors
+        .iter()
+        .find(|s| s.sensor == pmu::NAME)
+        .unwrap();
+    // The last window's second look came without anything run.
+    assert_eq!(status.state(), v1::SensorState::Stalled);
+    let pmu = window.tenants[0].evidence.as_ref().unwrap().pmu.unwrap();
+    assert_eq!(pmu.state(), v1::SensorState::Stalled);
+}
+
+#[test]
+fn the_stored_mix_goes_on_after_a_restart() {
+    use crate::sensor::pmu::fake::{Fake, randomx_on, zen_4};
+    let window = observe_counted(&randomx_on(&zen_4()));
+    let stored = window.tenants[0].evidence.clone().unwrap();
+    let counters = Pmu::new(
+        &pmu::Options::default(),
+        &zen_4(),
+        true,
+        100,
+        Box::new(Fake::default()),
+    );
+    let mut after = observer_of_a_vm().with_pmu(counters);
+    after.carry(vec![Carried {
+        tenant_key: "qemu:droplet-8".to_owned(),
+        evidence: stored.try_into().unwrap(),
+    }]);
+    let window = close(&mut after);
+    let pmu = window.tenants[0].evidence.as_ref().unwrap().pmu.unwrap();
+    assert!(pmu.mix_concluded);
+    assert_eq!(pmu.state(), v1::SensorState::NeverRan);
+}

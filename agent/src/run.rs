@@ -23,6 +23,7 @@ use crate::{
     metrics::{self, Metrics},
     nudge::Nudger,
     observe::{Observer, span},
+    sensor::pmu::{self, Pmu},
     source::ThreadSource,
     tenant::discover::{ProcFs, Processes},
     uplink::{self, Uplink, queue::Limits},
@@ -54,7 +55,13 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
         ..KernelOptions::default()
     })?;
     say_sensors(&kernel);
-    let mut observer = Observer::new(kernel, ProcFs, config);
+    pmu::raise_fd_limit();
+    let pmu = Pmu::of_this_host(&config.pmu);
+    match pmu.capability() {
+        Ok(counted) => info!("performance counters: {counted}"),
+        Err(reason) => info!(reason, "performance counters are not used"),
+    }
+    let mut observer = Observer::new(kernel, ProcFs, config).with_pmu(pmu);
 
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)

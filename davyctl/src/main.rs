@@ -12,6 +12,7 @@ use serde::Serialize;
 use tonic::transport::{Channel, Endpoint};
 
 mod model;
+mod model_pmu;
 mod render;
 
 /// Largest answer read, bytes: the detector's largest list is below it.

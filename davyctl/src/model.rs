@@ -10,6 +10,8 @@ use std::collections::BTreeMap;
 use davy_proto::v1;
 use serde::Serialize;
 
+use crate::model_pmu::Pmu;
+
 /// Version of the documents.
 pub const VERSION: u32 = 1;
 
@@ -99,6 +101,8 @@ pub struct Window {
     pub fp_rounding: Option<FpRounding>,
     /// What `register_randomness` found.
     pub register_randomness: Option<RegisterRandomness>,
+    /// What performance counters showed; `null` from an agent without that sensor.
+    pub pmu: Option<Pmu>,
     /// The detector's verdict.
     pub verdict: Verdict,
 }
@@ -248,7 +252,7 @@ fn some_text(given: &str) -> Option<String> {
     (!given.is_empty()).then(|| text(given))
 }
 
-fn state(state: i32) -> &'static str {
+pub(crate) fn state(state: i32) -> &'static str {
     match v1::SensorState::try_from(state) {
         Ok(v1::SensorState::Live) => "live",
         Ok(v1::SensorState::Stalled) => "stalled",
@@ -365,6 +369,7 @@ impl Window {
         let v1::Evidence {
             fp_rounding,
             register_randomness,
+            pmu,
         } = evidence.unwrap_or_default();
         Self {
             key: text(&key),
@@ -382,6 +387,7 @@ impl Window {
             cpu: cpu.map(|cpu| Cpu::new(cpu, window_ns)),
             fp_rounding: fp_rounding.map(FpRounding::from),
             register_randomness: register_randomness.map(RegisterRandomness::from),
+            pmu: pmu.map(Pmu::from),
             verdict: verdict.unwrap_or_default().into(),
         }
     }

@@ -318,6 +318,13 @@ pub fn droplet(document: &OneDroplet, now_unix_ns: u64, width: Option<u16>) -> S
         ),
         ("Planned", droplet.planned.clone()),
     ];
+    if let Some(pmu) = &window.pmu {
+        let after_duty = rows.iter().position(|(label, _)| *label == "Verdict");
+        rows.insert(
+            after_duty.unwrap_or(rows.len()),
+            ("Counters", pmu.in_words()),
+        );
+    }
     for (number, reason) in window.verdict.reasons.iter().enumerate() {
         rows.push((if number == 0 { "Reasons" } else { "" }, reason.clone()));
     }

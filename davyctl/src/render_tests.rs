@@ -23,6 +23,7 @@ fn evidence(modes: [u64; 4], duty: Option<f64>) -> v1::Evidence {
             ..v1::FpRounding::default()
         }),
         register_randomness: None,
+        pmu: None,
     }
 }
 

@@ -89,6 +89,85 @@ pub struct RegisterRandomness {
     pub general_test_samples: u64,
 }
 
+/// Floating-point operations by kind. `None`: not counted here, or not in this window.
+///
+/// Where divisions and square roots are counted together the unit is FLOPs (AMD Zen 1 to 3: two for a packed-double operation), else
+/// operations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct FpOps {
+    /// Additions.
+    pub add: Option<u64>,
+    /// Subtractions.
+    pub sub: Option<u64>,
+    /// Both, where they are not counted apart.
+    pub add_sub: Option<u64>,
+    /// Multiplications.
+    pub mul: Option<u64>,
+    /// Divisions.
+    pub div: Option<u64>,
+    /// Square roots.
+    pub sqrt: Option<u64>,
+    /// Both, where they are not counted apart.
+    pub div_sqrt: Option<u64>,
+    /// Packed-double operations of all kinds (Intel, which does not tell kinds apart).
+    pub packed_double: Option<u64>,
+}
+
+/// Hashes per second, if all divisions of the threads concluded were `RandomX`'s.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub struct HashRate {
+    /// If it is v2, H/s.
+    pub low: f64,
+    /// If it is v1, H/s.
+    pub high: f64,
+}
+
+/// What `pmu` counted for a tenant: of a droplet in its guests alone, of another tenant in user space alone.
+///
+/// Counts are of the window, all threads, and estimates: what was counted in part of the time (counters taken in turns, or
+/// short) is scaled to all of it.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub struct Pmu {
+    /// What the sensor could do.
+    pub state: SensorState,
+    /// What the test of the mix could do: unsupported where the CPU does not count operations by kind.
+    pub mix_state: SensorState,
+    /// CPU cycles.
+    pub cycles: u64,
+    /// Instructions retired.
+    pub instructions: u64,
+    /// Cache misses, as the kernel's generic event of that name counts on this CPU; `None` if not counted in this window.
+    pub cache_misses: Option<u64>,
+    /// Mispredicted branches; `None` likewise.
+    pub branch_misses: Option<u64>,
+    /// Floating-point operations.
+    pub fp: FpOps,
+    /// Traps because a control word (rounding mode) was mispredicted; AMD Zen 1 to 4.
+    pub control_word_traps: Option<u64>,
+    /// Cycles in which a divider was busy; Intel.
+    pub divider_cycles: Option<u64>,
+    /// AES operations; AMD Zen 4 and newer.
+    pub aes: Option<u64>,
+    /// SHA operations; AMD Zen 4 and newer.
+    pub sha: Option<u64>,
+    /// Time for which counting was asked for while the threads ran, ns.
+    pub time_enabled_ns: u64,
+    /// Time for which cycles and instructions were in fact counted, ns: less if counters were short.
+    pub time_running_ns: u64,
+    /// Turns complete in this window: mixes given to a test.
+    pub turns: u64,
+    /// Those that matched.
+    pub matches: u64,
+    /// The sum of the thread nearest to a conclusion, nats.
+    pub mix_llr: f64,
+    /// Turns that thread has given to its test.
+    pub mix_turns: u64,
+    /// Whether any thread's test stands concluded.
+    pub mix_concluded: bool,
+    /// What the divisions of the threads concluded amount to; `None` if none has concluded or divisions were not counted.
+    pub hash_rate: Option<HashRate>,
+}
+
 /// What all sensors found for a tenant, and the states of their tests after the window.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 pub struct TenantEvidence {
@@ -96,4 +175,7 @@ pub struct TenantEvidence {
     pub fp_rounding: FpRounding,
     /// Random registers.
     pub register_randomness: RegisterRandomness,
+    /// Performance counters; `None` from an agent without that sensor.
+    #[serde(default)]
+    pub pmu: Option<Pmu>,
 }

@@ -56,7 +56,7 @@ pub enum ResumeError {
     /// A sum is NaN, infinite, negative or above [`CEILING_NATS`].
     #[error("the cumulative sum `{sum}` is {nats} nats, which is not within 0 to {CEILING_NATS}")]
     OutOfRange {
-        /// Which sum: a rounding mode's ("mode 0" to "mode 3"), "any", "directed" or "general".
+        /// Which sum: a rounding mode's ("mode 0" to "mode 3"), "any", "directed", "general" or "mix".
         sum: &'static str,
         /// Its value, nats.
         nats: f64,
@@ -64,7 +64,7 @@ pub enum ResumeError {
     /// The test is said to have concluded though a sum is 0, or not to have though every sum is at the threshold.
     #[error("the test `{test}` cannot be {} with these cumulative sums", if *.concluded { "concluded" } else { "open" })]
     Inconsistent {
-        /// "`fp_rounding`", "any", "directed" or "general".
+        /// "`fp_rounding`", "any", "directed", "general" or "pmu mix".
         test: &'static str,
         /// What the state said.
         concluded: bool,
@@ -151,6 +151,7 @@ mod tests {
             crate::register_randomness::ANY,
             crate::register_randomness::DIRECTED,
             crate::register_randomness::GENERAL,
+            crate::pmu::SHARES,
         ] {
             for step in 0..=100 {
                 let p = shares.null * f64::from(step) / 100.0;

@@ -1,7 +1,8 @@
 //! The rule from evidence to a verdict, written once, and its reasons in words and numbers.
 //!
-//! - `mining`: `fp_rounding` concluded **and** `register_randomness` concluded outside rounding mode 0 **and** the
-//!   threads concluded used at least [`MINING_DUTY`] of one vCPU. Two classes of evidence, never one alone.
+//! - `mining`: `fp_rounding` concluded **and** (`register_randomness` concluded outside rounding mode 0 **or** the mix of
+//!   floating-point operations that `pmu` counts concluded) **and** the threads concluded used at least [`MINING_DUTY`] of one
+//!   vCPU. Two classes of evidence, never one alone.
 //! - `suspect`: anything concluded, but not all of that. RandomX below the duty (a node that verifies), and hashing
 //!   that is not RandomX at whatever speed, in vector or in scalar instructions, end here: only a person can tell.
 //! - `quiet`: nothing concluded. The reasons say whether that means "looked and found nothing" or "could not tell".
@@ -11,8 +12,8 @@ use std::{fmt, str::FromStr};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    FpRounding, RegisterRandomness, SensorState, TenantEvidence, fp_rounding, register_randomness,
-    sequential::THRESHOLD_NATS,
+    FpOps, FpRounding, HashRate, Pmu, RegisterRandomness, SensorState, TenantEvidence, fp_rounding,
+    pmu, register_randomness, sequential::THRESHOLD_NATS,
 };
 
 /// Least share of one vCPU, averaged over a minute, that the concluded threads use in a `mining`.
@@ -113,29 +114,35 @@ pub fn verdict(evidence: &TenantEvidence) -> Verdict {
     let TenantEvidence {
         fp_rounding: fp,
         register_randomness: rr,
+        pmu,
     } = evidence;
-    let randomx = fp.concluded && rr.directed_concluded;
+    let mix = pmu.is_some_and(|pmu| pmu.mix_concluded);
+    let randomx = fp.concluded && (rr.directed_concluded || mix);
     let level = if randomx && fp.duty >= MINING_DUTY {
         Level::Mining
-    } else if fp.concluded || rr.directed_concluded || hashes(rr) {
+    } else if fp.concluded || rr.directed_concluded || hashes(rr) || mix {
         Level::Suspect
     } else {
         Level::Quiet
     };
     let families = if randomx {
         vec![Family::RandomX]
-    } else if hashes(rr) && !fp.concluded && !rr.directed_concluded {
+    } else if hashes(rr) && !fp.concluded && !rr.directed_concluded && !mix {
         vec![Family::OtherHashing]
     } else {
         Vec::new()
     };
     let mut reasons = vec![
-        summary(level, fp, rr),
+        summary(level, fp, rr, mix),
         fp_rounding_reason(fp),
         any_reason(rr),
         directed_reason(rr),
         general_reason(rr),
     ];
+    if let Some(pmu) = pmu {
+        reasons.push(mix_reason(pmu));
+        reasons.extend(pmu_figures(pmu));
+    }
     if fp.concluded {
         reasons.push(duty_reason(fp));
     }
@@ -151,24 +158,34 @@ fn hashes(rr: &RegisterRandomness) -> bool {
     rr.any_concluded || rr.general_concluded
 }
 
-/// The first reason: which clause of the rule applied.
-fn summary(level: Level, fp: &FpRounding, rr: &RegisterRandomness) -> String {
+/// The first reason: which clause of the rule applied. `mix`: whether the mix of floating-point operations has concluded.
+fn summary(level: Level, fp: &FpRounding, rr: &RegisterRandomness, mix: bool) -> String {
+    let randomx = match (rr.directed_concluded, mix) {
+        (true, false) => "computes in all four rounding modes on random registers, as RandomX does",
+        (false, _) => {
+            "computes in all four rounding modes with RandomX's mix of floating-point operations"
+        }
+        (true, true) => {
+            "computes in all four rounding modes on random registers with RandomX's mix of floating-point operations"
+        }
+    };
     match level {
-        Level::Mining => "mining: computes in all four rounding modes on random registers, as RandomX does, at or above the \
-             duty of a miner"
-            .to_owned(),
-        Level::Suspect => match (fp.concluded, rr.directed_concluded) {
-            (true, true) => "suspect: computes in all four rounding modes on random registers, as RandomX does, but below the \
-                 duty of a miner; a node that verifies does the same"
+        Level::Mining => format!("mining: {randomx}, at or above the duty of a miner"),
+        Level::Suspect => match (fp.concluded, rr.directed_concluded, mix) {
+            (true, true, _) | (true, _, true) => {
+                format!("suspect: {randomx}, but below the duty of a miner; a node that verifies does the same")
+            }
+            (true, false, false) => "suspect: computes in all four rounding modes; mining needs random registers outside mode 0 as well"
                 .to_owned(),
-            (true, false) => "suspect: computes in all four rounding modes; mining needs random registers outside mode 0 as well"
+            (false, true, _) => "suspect: random registers outside rounding mode 0; mining needs all four rounding modes as well"
                 .to_owned(),
-            (false, true) => "suspect: random registers outside rounding mode 0; mining needs all four rounding modes as well"
+            (false, false, true) => "suspect: RandomX's mix of floating-point operations, which other programs may share; mining needs all \
+                 four rounding modes as well"
                 .to_owned(),
-            (false, false) if rr.any_concluded => {
+            (false, false, false) if rr.any_concluded => {
                 "suspect: hashes, but not with RandomX; password servers, backups and VPNs do the same, so only a person can tell".to_owned()
             }
-            (false, false) => "suspect: computes on random general registers, as hashing in scalar instructions does; public-key \
+            (false, false, false) => "suspect: computes on random general registers, as hashing in scalar instructions does; public-key \
                  cryptography and password servers do the same, so only a person can tell"
                 .to_owned(),
         },
@@ -284,6 +301,100 @@ fn general_reason(rr: &RegisterRandomness) -> String {
         "register_randomness, general registers: {standing}; {} with random registers in this window",
         of(rr.general_random, rr.general_samples)
     )
+}
+
+fn mix_reason(p: &Pmu) -> String {
+    if p.mix_state == SensorState::Unsupported
+        && p.state != SensorState::Unsupported
+        && !p.mix_concluded
+    {
+        return "pmu, mix of floating-point operations: this CPU or its free counters do not tell them apart, so it says nothing"
+            .to_owned();
+    }
+    let standing = standing(
+        p.mix_concluded,
+        p.mix_state,
+        p.mix_llr,
+        p.mix_turns,
+        pmu::TURNS_TO_TELL,
+        "turns of the thread nearest to a conclusion",
+    );
+    let matched = if p.turns == 0 {
+        "no turn complete in this window".to_owned()
+    } else {
+        format!("{} of {} turns in this window matched", p.matches, p.turns)
+    };
+    format!("pmu, mix of floating-point operations: {standing}; {matched}")
+}
+
+/// The counters' figures, if anything was counted in the window.
+fn pmu_figures(p: &Pmu) -> Option<String> {
+    if p.state != SensorState::Live || p.instructions == 0 {
+        return None;
+    }
+    let mut parts = vec![format!(
+        "{:.2} instructions per cycle",
+        p.instructions as f64 / p.cycles.max(1) as f64
+    )];
+    let per_1000 = |count: u64| count as f64 * 1000.0 / p.instructions as f64;
+    for (count, what) in [
+        (p.cache_misses, "cache misses"),
+        (p.branch_misses, "branch misses"),
+        (p.control_word_traps, "control-word traps"),
+        (p.aes, "AES operations"),
+        (p.sha, "SHA operations"),
+    ] {
+        parts.extend(count.map(|count| format!("{:.3} {what}", per_1000(count))));
+    }
+    parts.extend(fp_mix(&p.fp));
+    if let Some(HashRate { low, high }) = p.hash_rate {
+        parts.push(format!(
+            "divisions for {low:.0} to {high:.0} H/s of RandomX"
+        ));
+    }
+    if p.time_running_ns < p.time_enabled_ns {
+        parts.push(format!(
+            "counted in {} of the time and scaled",
+            percent(p.time_running_ns, p.time_enabled_ns)
+        ));
+    }
+    let tail = if parts.len() > 1 {
+        " (misses, traps and operations per 1000 instructions)"
+    } else {
+        ""
+    };
+    Some(format!("pmu: {}{tail}", parts.join(", ")))
+}
+
+/// Shares of the kinds of floating-point operations, in per cent, if they are counted by kind.
+fn fp_mix(fp: &FpOps) -> Option<String> {
+    let shares = |names: &str, counts: &[u64]| {
+        let all = counts.iter().fold(0_u64, |sum, &n| sum.saturating_add(n));
+        (all > 0).then(|| {
+            let shares: Vec<_> = counts
+                .iter()
+                .map(|&n| format!("{:.1}", n as f64 * 100.0 / all as f64))
+                .collect();
+            format!("{names} {} %", shares.join(":"))
+        })
+    };
+    match *fp {
+        FpOps {
+            add: Some(add),
+            sub: Some(sub),
+            mul: Some(mul),
+            div: Some(div),
+            sqrt: Some(sqrt),
+            ..
+        } => shares("add:sub:mul:div:sqrt", &[add, sub, mul, div, sqrt]),
+        FpOps {
+            add_sub: Some(add_sub),
+            mul: Some(mul),
+            div_sqrt: Some(div_sqrt),
+            ..
+        } => shares("add/sub:mul:div/sqrt", &[add_sub, mul, div_sqrt]),
+        _ => None,
+    }
 }
 
 fn duty_reason(fp: &FpRounding) -> String {

@@ -1,8 +1,8 @@
 //! The verdict's rule, clause by clause, and the words of its reasons.
 
 use davy_evidence::{
-    Family, FpRounding, Level, MINING_DUTY, RegisterRandomness, SensorState, TenantEvidence,
-    verdict,
+    Family, FpOps, FpRounding, HashRate, Level, MINING_DUTY, Pmu, RegisterRandomness, SensorState,
+    TenantEvidence, verdict,
 };
 use proptest::prelude::*;
 
@@ -37,6 +37,7 @@ fn miner() -> TenantEvidence {
             general_concluded: false,
             general_test_samples: 54,
         },
+        pmu: None,
     }
 }
 
@@ -60,6 +61,7 @@ fn honest() -> TenantEvidence {
             general_test_samples: 170,
             ..RegisterRandomness::default()
         },
+        pmu: None,
     }
 }
 
@@ -319,14 +321,55 @@ prop_compose! {
     }
 }
 
+prop_compose! {
+    fn pmu()(
+        state in state(), mix_state in state(), counts in any::<[Option<u64>; 13]>(), whole in any::<[u64; 7]>(),
+        mix_llr in 0.0..=1_000.0f64, mix_concluded in any::<bool>(), rate in prop::option::of(0.0..=1e12f64),
+    ) -> Pmu {
+        Pmu {
+            state,
+            mix_state,
+            cycles: whole[0],
+            instructions: whole[1],
+            cache_misses: counts[0],
+            branch_misses: counts[1],
+            fp: FpOps {
+                add: counts[2],
+                sub: counts[3],
+                add_sub: counts[4],
+                mul: counts[5],
+                div: counts[6],
+                sqrt: counts[7],
+                div_sqrt: counts[8],
+                packed_double: counts[9],
+            },
+            control_word_traps: counts[10],
+            divider_cycles: None,
+            aes: counts[11],
+            sha: counts[12],
+            time_enabled_ns: whole[2],
+            time_running_ns: whole[3],
+            turns: whole[4],
+            matches: whole[5],
+            mix_llr,
+            mix_turns: whole[6],
+            mix_concluded,
+            hash_rate: rate.map(|high| HashRate { low: high / 1.5, high }),
+        }
+    }
+}
+
 proptest! {
     /// Whatever the evidence: reasons within the wire's limits, `mining` never from one class alone, and the
     /// same verdict again for the same evidence.
     #[test]
-    fn any_evidence_has_a_verdict_with_reasons(fp_rounding in fp_rounding(), register_randomness in register_randomness()) {
-        let e = TenantEvidence { fp_rounding, register_randomness };
+    fn any_evidence_has_a_verdict_with_reasons(
+        fp_rounding in fp_rounding(), register_randomness in register_randomness(), pmu in prop::option::of(pmu()),
+    ) {
+        let e = TenantEvidence { fp_rounding, register_randomness, pmu };
         let v = verdict(&e);
-        prop_assert!(v.level != Level::Mining || (fp_rounding.concluded && register_randomness.directed_concluded));
+        let second = register_randomness.directed_concluded || pmu.is_some_and(|pmu| pmu.mix_concluded);
+        prop_assert!(v.level != Level::Mining || (fp_rounding.concluded && second));
         prop_assert!((5..=32).contains(&v.reasons.len()));
         prop_assert!(v.reasons.iter().all(|r| (1..=500).contains(&r.chars().count())));
         prop_assert_eq!(verdict(&e), v);

@@ -6,7 +6,7 @@
 //! window's span, say) is the receiver's to check.
 
 use davy_evidence::{
-    Family, FpRounding, Level, RegisterRandomness, SensorState, TenantEvidence, Verdict,
+    Family, FpRounding, Level, Pmu, RegisterRandomness, SensorState, TenantEvidence, Verdict,
 };
 
 use crate::v1;
@@ -219,10 +219,12 @@ impl From<&TenantEvidence> for v1::Evidence {
         let TenantEvidence {
             fp_rounding,
             register_randomness,
+            pmu,
         } = evidence;
         Self {
             fp_rounding: Some(fp_rounding.into()),
             register_randomness: Some(register_randomness.into()),
+            pmu: pmu.as_ref().map(v1::Pmu::from),
         }
     }
 }
@@ -240,6 +242,7 @@ impl TryFrom<&v1::Evidence> for TenantEvidence {
         let v1::Evidence {
             fp_rounding,
             register_randomness,
+            pmu,
         } = wire;
         let missing = |field| ConvertError::Missing { field };
         Ok(Self {
@@ -251,6 +254,7 @@ impl TryFrom<&v1::Evidence> for TenantEvidence {
                 .as_ref()
                 .ok_or_else(|| missing("evidence.register_randomness"))?
                 .try_into()?,
+            pmu: pmu.as_ref().map(Pmu::try_from).transpose()?,
         })
     }
 }
@@ -423,7 +427,7 @@ fn four<T: Copy>(field: &'static str, list: &[T]) -> Result<[T; 4], ConvertError
     })
 }
 
-fn number(field: &'static str, value: f64, max: f64) -> Result<f64, ConvertError> {
+pub(crate) fn number(field: &'static str, value: f64, max: f64) -> Result<f64, ConvertError> {
     // NaN is in no range.
     if (0.0..=max).contains(&value) {
         Ok(value)

@@ -34,6 +34,7 @@ fn evidence() -> TenantEvidence {
             general_concluded: true,
             general_test_samples: 13,
         },
+        pmu: None,
     }
 }
 
@@ -45,6 +46,7 @@ fn refusal(change: impl FnOnce(&mut v1::FpRounding, &mut v1::RegisterRandomness)
     let wire = v1::Evidence {
         fp_rounding: Some(fp),
         register_randomness: Some(rr),
+        pmu: None,
     };
     match TenantEvidence::try_from(&wire) {
         Ok(accepted) => format!("accepted: {accepted:?}"),

@@ -2,6 +2,7 @@
 //! ([`convert`]). Nothing here does I/O.
 
 pub mod convert;
+mod convert_pmu;
 
 /// Messages and services of `davy.v1`.
 #[expect(

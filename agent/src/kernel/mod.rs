@@ -1,4 +1,5 @@
-//! The kernel-facing half of the agent: everything that loads, maps or interprets what `agent-ebpf` writes.
+//! The kernel-facing half of the agent: everything that loads, maps or interprets what `agent-ebpf` writes, and the
+//! performance counters ([`perf`]).
 //!
 //! [`Kernel::load`] resolves offsets from BTF, loads and attaches the programs and maps the slot table. From
 //! then on every watched thread has a slot, and [`Kernel::readings`] is plain memory reads.
@@ -12,6 +13,7 @@ mod error;
 mod loader;
 mod offsets;
 mod overhead;
+pub mod perf;
 mod requirements;
 mod slots;
 mod threads;

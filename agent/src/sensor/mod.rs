@@ -1,8 +1,10 @@
 //! The user half of each sensor: how the fields of a thread's slot become figures of a window, and what
-//! state the sensor is in. One file per sensor, with the name of its kernel half (`agent-ebpf/src/sensor/`).
+//! state the sensor is in. One file per sensor, with the name of its kernel half (`agent-ebpf/src/sensor/`);
+//! [`pmu`] has none, the kernel counts for it.
 
 pub mod cpu;
 pub mod fp_rounding;
+pub mod pmu;
 pub mod register_randomness;
 
 use davy_evidence::SensorState;

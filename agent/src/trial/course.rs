@@ -11,10 +11,13 @@ use davy_evidence::{
     register_randomness, verdict,
 };
 
-use super::document::{Document, PARTS_MAX, Part, Window};
+use super::{
+    document::{Document, PARTS_MAX, Part, Window},
+    pmu::{self, TracedTurn},
+};
 use crate::{
     evidence::{HostSensors, Tests},
-    sensor::{cpu::CpuFigures, fp_rounding::add, register_randomness::General},
+    sensor::{cpu::CpuFigures, fp_rounding::add, pmu::mixes::Turn, register_randomness::General},
     window::{ThreadDelta, ThreadKey},
 };
 
@@ -69,6 +72,7 @@ impl Judge {
         self.whole = TenantEvidence {
             fp_rounding: fp,
             register_randomness: rr,
+            pmu: pmu::sum(self.whole.pmu, window.pmu),
         };
     }
 
@@ -103,7 +107,7 @@ impl Judge {
 }
 
 /// A sensor that measured in any window measured in the trial.
-fn state(before: SensorState, now: SensorState) -> SensorState {
+pub(super) fn state(before: SensorState, now: SensorState) -> SensorState {
     match (before, now) {
         (SensorState::Live, SensorState::Live | SensorState::Stalled | SensorState::NeverRan) => {
             SensorState::Live
@@ -116,6 +120,7 @@ fn enough(evidence: &TenantEvidence) -> bool {
     let TenantEvidence {
         fp_rounding: fp,
         register_randomness: rr,
+        pmu: _,
     } = evidence;
     let measured = |state| matches!(state, SensorState::Live | SensorState::Stalled);
     let fp_told = measured(fp.state) && fp.test_samples >= fp_rounding::SAMPLES_TO_TELL;
@@ -142,6 +147,7 @@ pub struct Course {
     parts_kept: usize,
     trace_cut: bool,
     windows: Vec<Window>,
+    mixes: pmu::Trace,
 }
 
 impl Course {
@@ -170,6 +176,15 @@ impl Course {
                 confidential: delta.is_confidential,
                 ended: delta.ended,
             });
+        }
+    }
+
+    /// Takes the mixes that the trial's threads completed by the last look.
+    pub fn take_turns<'a>(&mut self, turns: impl Iterator<Item = &'a Turn>) {
+        for turn in turns {
+            let next = u32::try_from(self.threads.len()).unwrap_or(u32::MAX);
+            let thread = *self.threads.entry(turn.thread).or_insert(next);
+            self.mixes.take(self.windows.len(), thread, turn.matched);
         }
     }
 
@@ -226,10 +241,11 @@ impl Course {
         Some((highest, seconds(until_ns)))
     }
 
-    /// The trace, and whether it is complete.
+    /// The trace, that of the mixes, and whether they are complete.
     #[must_use]
-    pub fn into_windows(self) -> (Vec<Window>, bool) {
-        (self.windows, !self.trace_cut)
+    pub fn into_trace(self) -> (Vec<Window>, Vec<TracedTurn>, bool) {
+        let complete = !self.trace_cut && !self.mixes.is_cut();
+        (self.windows, self.mixes.into_turns(), complete)
     }
 }
 
@@ -253,10 +269,15 @@ pub fn replay(document: &Document) -> Judged {
     };
     let mut tests = Tests::default();
     let mut judge = Judge::default();
+    let mut counters = pmu::Replay::new(document);
     for window in &document.windows {
         let deltas: Vec<_> = window.by_thread.iter().map(|p| delta(TENANT, p)).collect();
         tests.update(&deltas, |_| false);
-        judge.add(&tests.close(TENANT, window.span_ns, host));
+        let mut evidence = tests.close(TENANT, window.span_ns, host);
+        let ended = window.by_thread.iter().filter(|part| part.ended);
+        let ended = ended.map(|part| part.thread);
+        evidence.pmu = counters.window(TENANT, window.span_ns, ended);
+        judge.add(&evidence);
     }
     judge.judged()
 }

@@ -51,7 +51,7 @@ pub(crate) fn document(course: Course) -> Document {
     );
     let (fraction, directed_fraction, general_fraction) = fractions(&rr);
     let (cpu_seconds, threads) = (course.cpu_seconds(), course.threads());
-    let (windows, trace_complete) = course.into_windows();
+    let (windows, trace, trace_complete) = course.into_trace();
     Document {
         version: VERSION,
         agent_version: "0".to_owned(),
@@ -102,6 +102,7 @@ pub(crate) fn document(course: Course) -> Document {
             general_concluded: rr.general_concluded,
             general_test_samples: rr.general_test_samples,
         },
+        pmu: (judged.evidence.pmu).map(|pmu| pmu::document(&pmu, String::new(), trace)),
         verdict: judged.verdict.level,
         families: judged.verdict.families,
         reasons: judged.verdict.reasons,
@@ -217,4 +218,67 @@ fn the_documents_shape_is_what_its_readers_expect() {
     for name in ["seconds", "cpu_seconds", "threads", "samples", "verdict"] {
         assert!(value.get(name).is_some(), "{name}");
     }
+}
+
+/// A trial of RandomX's modes without random registers, in which each second completes a mix.
+fn counted(matched: bool) -> Document {
+    let (mut course, mut tests) = (Course::default(), Tests::default());
+    let mut mixes = crate::sensor::pmu::mixes::Mixes::default();
+    for _ in 0..30 {
+        let deltas = vec![part(0, [64, 46, 44, 46], [0; 4])];
+        tests.update(&deltas, |_| false);
+        course.take(deltas.iter().copied());
+        let turn = Turn {
+            thread: deltas[0].thread,
+            tenant: 1,
+            matched,
+        };
+        mixes.add(&turn);
+        course.take_turns([&turn].into_iter());
+        let standing = mixes.close(1, SECOND_NS);
+        let mut evidence = tests.close(1, SECOND_NS, HOST);
+        evidence.pmu = Some(davy_evidence::Pmu {
+            state: SensorState::Live,
+            mix_state: SensorState::Live,
+            instructions: 7,
+            turns: standing.turns,
+            matches: standing.matches,
+            mix_llr: standing.nearest.llr(),
+            mix_turns: standing.nearest.turns(),
+            mix_concluded: standing.nearest.concluded(),
+            ..davy_evidence::Pmu::default()
+        });
+        let mut books = Books::default();
+        books.cpu.add(deltas[0].cpu);
+        course.close(SECOND_NS, &books, &evidence);
+    }
+    document(course)
+}
+
+#[test]
+fn mixes_are_part_of_the_trace_and_of_the_verdict() {
+    let document = counted(true);
+    assert_eq!(document.verdict, Level::Mining, "{:?}", document.reasons);
+    let pmu = document.pmu.as_ref().unwrap();
+    assert_eq!((pmu.turns, pmu.matches, pmu.instructions), (30, 30, 210));
+    assert_eq!(pmu.trace.len(), 30);
+    let json = serde_json::to_string(&document).unwrap();
+    let again = replay(&serde_json::from_str(&json).unwrap());
+    assert_eq!(again.verdict.level, Level::Mining);
+    assert_eq!(again.evidence.pmu.unwrap().mix_turns, 30);
+}
+
+#[test]
+fn mixes_that_do_not_match_leave_four_modes_a_suspect() {
+    let document = counted(false);
+    assert_eq!(document.verdict, Level::Suspect);
+    assert_eq!(replay(&document).verdict.level, Level::Suspect);
+}
+
+#[test]
+fn a_document_from_before_the_counters_is_still_read() {
+    let old = serde_json::to_value(document_of(&[honest()])).unwrap();
+    assert!(old.get("pmu").is_none());
+    let document: Document = serde_json::from_value(old).unwrap();
+    assert_eq!(replay(&document).evidence.pmu, None);
 }

@@ -6,6 +6,7 @@
 use davy_evidence::{Family, Level, SensorState};
 use serde::{Deserialize, Serialize};
 
+pub use super::pmu::Pmu;
 use crate::sensor::fp_rounding::Modes;
 
 /// Version of the form.
@@ -50,6 +51,9 @@ pub struct Document {
     pub fp_rounding: FpRounding,
     /// The sensor `register_randomness`.
     pub register_randomness: RegisterRandomness,
+    /// The sensor `pmu`; absent from a trial by an agent without it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub pmu: Option<Pmu>,
     /// What Davy would conclude at the trial's end.
     pub verdict: Level,
     /// What is computed, where that can be told.

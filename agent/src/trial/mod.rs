@@ -8,6 +8,7 @@
 pub mod command;
 pub mod course;
 pub mod document;
+pub mod pmu;
 pub mod text;
 
 use std::{
@@ -33,7 +34,10 @@ use crate::{
     nudge::Nudger,
     observe::{Observer, span},
     run::{Schedule, unix_ns},
-    sensor::cpu::CpuFigures,
+    sensor::{
+        cpu::CpuFigures,
+        pmu::{NAME as PMU, Pmu},
+    },
     source::ThreadSource,
     tenant::{
         Kind,
@@ -152,7 +156,9 @@ struct Trial {
 
 impl Trial {
     fn begin(kernel: Kernel, options: &Options) -> anyhow::Result<Self> {
-        let mut observer = Observer::new(kernel, ProcFs, &Config::default());
+        let config = Config::default();
+        let counters = Pmu::of_this_host(&config.pmu);
+        let mut observer = Observer::new(kernel, ProcFs, &config).with_pmu(counters);
         let (mut command, mut start_ticks, mut refused) = (None, 0, 0);
         let name = text::target(&target_name(&options.target));
         let tenant = observer.enter("trial".to_owned(), name, |kernel, tenant| {
@@ -209,6 +215,9 @@ impl Trial {
             let deltas = self.observer.deltas().iter().copied();
             self.course
                 .take(deltas.filter(|delta| delta.tenant == tenant));
+            let turns = self.observer.pmu().map_or(&[][..], Pmu::turns);
+            self.course
+                .take_turns(turns.iter().filter(|turn| turn.tenant == tenant));
             self.lasted_ns = now_ns.saturating_sub(self.began_ns);
             let mut ended = if stopped {
                 Some(Ended::Interrupted)
@@ -337,6 +346,8 @@ impl Trial {
             enough_samples: judged.enough_samples,
             fp_rounding: fp_rounding(&judged, reason_of("fp_rounding")),
             register_randomness: register_randomness(&judged, reason_of("register_randomness")),
+            pmu: (judged.evidence.pmu)
+                .map(|counted| pmu::document(&counted, reason_of(PMU), Vec::new())),
             verdict: judged.verdict.level,
             families: judged.verdict.families,
             reasons: judged.verdict.reasons,
@@ -345,7 +356,11 @@ impl Trial {
         };
         let said = text::further_reasons(&document, self.course.higher());
         document.reasons.splice(0..0, said);
-        (document.windows, document.trace_complete) = self.course.into_windows();
+        let (windows, mixes, complete) = self.course.into_trace();
+        (document.windows, document.trace_complete) = (windows, complete);
+        if let Some(pmu) = &mut document.pmu {
+            pmu.trace = mixes;
+        }
         document
     }
 }

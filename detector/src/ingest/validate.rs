@@ -9,7 +9,7 @@
 use std::collections::HashSet;
 
 use davy_evidence::{
-    Level, TenantEvidence, fp_rounding,
+    Level, Pmu, TenantEvidence, fp_rounding, pmu,
     register_randomness::{self, Standing},
 };
 use davy_proto::{convert, v1};
@@ -434,7 +434,44 @@ fn checked_evidence(wire: &v1::Evidence, span_ns: u64) -> Result<TenantEvidence,
             ));
         }
     }
+    if let Some(pmu) = &evidence.pmu {
+        checked_pmu(pmu, span_ns)?;
+    }
     Ok(evidence)
+}
+
+fn checked_pmu(counted: &Pmu, span_ns: u64) -> Result<(), String> {
+    // Far above any CPU: 10 GHz, and 10 instructions per cycle.
+    const CYCLES_PER_NS_MAX: u64 = 10;
+    const INSTRUCTIONS_PER_NS_MAX: u64 = 100;
+    // As for the other tests: what an agent could not resume is refused.
+    pmu::Test::resume(counted.mix_llr, counted.mix_turns, counted.mix_concluded)
+        .map_err(|error| error.to_string())?;
+    let ns_max = CPUS_MAX * (span_ns + SPAN_SLACK_NS);
+    for (count, max, what) in [
+        (counted.matches, counted.turns, "matches"),
+        (counted.turns, COUNT_MAX, "turns"),
+        (counted.time_enabled_ns, ns_max, "time_enabled_ns"),
+        (
+            counted.time_running_ns,
+            counted.time_enabled_ns,
+            "time_running_ns",
+        ),
+        (counted.cycles, ns_max * CYCLES_PER_NS_MAX, "cycles"),
+        (
+            counted.instructions,
+            ns_max * INSTRUCTIONS_PER_NS_MAX,
+            "instructions",
+        ),
+    ] {
+        if count > max {
+            return Err(format!("pmu.{what} {count} is more than {max}"));
+        }
+    }
+    if counted.hash_rate.is_some() && !counted.mix_concluded {
+        return Err("pmu.hash_rate is there though no mix stands concluded".to_owned());
+    }
+    Ok(())
 }
 
 #[cfg(test)]

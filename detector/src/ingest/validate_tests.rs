@@ -285,6 +285,42 @@ fn conclusions_that_their_own_sums_contradict_are_refused() {
 }
 
 #[test]
+fn counters_that_cannot_be_are_refused_and_their_absence_is_not() {
+    let after = |change: fn(&mut v1::Pmu)| {
+        tenant_reason_after(|tenant| {
+            let mut pmu = v1::Pmu::from(&davy_evidence::Pmu {
+                time_enabled_ns: SECOND_NS,
+                ..davy_evidence::Pmu::default()
+            });
+            change(&mut pmu);
+            tenant.evidence.as_mut().unwrap().pmu = Some(pmu);
+        })
+    };
+    let bad = Some(Reason::BadEvidence);
+    assert_eq!(after(|_| {}), None);
+    assert_eq!(after(|p| p.state = 0), bad);
+    assert_eq!(after(|p| p.matches = 1), bad);
+    assert_eq!(after(|p| p.turns = u64::MAX), bad);
+    assert_eq!(after(|p| p.time_running_ns = SECOND_NS + 1), bad);
+    assert_eq!(after(|p| p.time_enabled_ns = u64::MAX), bad);
+    assert_eq!(after(|p| p.cycles = u64::MAX), bad);
+    assert_eq!(after(|p| p.instructions = u64::MAX), bad);
+    assert_eq!(after(|p| p.mix_concluded = true), bad);
+    assert_eq!(after(|p| p.mix_llr = 40.0), bad);
+    let rate = |p: &mut v1::Pmu| {
+        (p.hash_rate_low, p.hash_rate_high) = (Some(1.0), Some(2.0));
+    };
+    assert_eq!(after(rate), bad);
+    assert_eq!(
+        after(|p| {
+            (p.mix_llr, p.mix_concluded) = (40.0, true);
+            (p.hash_rate_low, p.hash_rate_high) = (Some(1.0), Some(2.0));
+        }),
+        None
+    );
+}
+
+#[test]
 fn a_proposal_needs_a_known_level() {
     assert_eq!(
         tenant_reason_after(|tenant| tenant.verdict = None),
