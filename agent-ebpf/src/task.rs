@@ -102,7 +102,13 @@ impl Task {
     /// Whether KVM has this thread's vCPU loaded (`vcpu_load` registers a preempt notifier, virt/kvm/kvm_main.c).
     #[inline(always)]
     pub fn has_preempt_notifier(self) -> bool {
-        self.load::<u64>(offset!(task_preempt_notifiers_first)) != 0
+        self.preempt_notifier() != 0
+    }
+
+    /// Address of the preempt notifier's `link`, which lies in the thread's `kvm_vcpu`; 0 if none is loaded.
+    #[inline(always)]
+    pub fn preempt_notifier(self) -> u64 {
+        self.load(offset!(task_preempt_notifiers_first))
     }
 
     /// The thread's `struct fpstate`: the guest's while a vCPU is inside `KVM_RUN`, else its own.

@@ -19,6 +19,15 @@ use crate::{
 pub const NO_KVM: &str = "no /dev/kvm: this host cannot run VMs now; load kvm_intel or kvm_amd (and enable \
      virtualization in the firmware), or configure tenants by cgroup or pid";
 
+/// All sensors, as far as they are named where the kernel half cannot say it itself.
+const SENSORS: [&str; 5] = [
+    "cpu",
+    "fp_rounding",
+    "register_randomness",
+    "kvm_exits",
+    "msr_writes",
+];
+
 /// What was found. Its JSON form is `--json`'s output.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Report {
@@ -112,7 +121,7 @@ pub fn report(requirements: &[Requirement], loaded: &Loaded) -> Report {
             })
             .collect()
     } else {
-        ["cpu", "fp_rounding", "register_randomness"]
+        SENSORS
             .map(|name| Sensor {
                 name: name.to_owned(),
                 supported: false,

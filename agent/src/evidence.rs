@@ -227,6 +227,9 @@ impl Tenant {
         let evidence = TenantEvidence {
             fp_rounding: self.fp_rounding(host.fp_rounding),
             register_randomness: self.register_randomness(host.register_randomness),
+            // Not a test's: the observer adds them.
+            kvm_exits: None,
+            msr_writes: None,
         };
         (self.modes, self.random, self.looks) = ([0; 4], [0; 4], 0);
         for thread in self.threads.values_mut() {

@@ -10,6 +10,8 @@ use std::collections::BTreeMap;
 use davy_proto::v1;
 use serde::Serialize;
 
+pub use crate::guests::{KvmExits, MsrWrites};
+
 /// Version of the documents.
 pub const VERSION: u32 = 1;
 
@@ -99,6 +101,10 @@ pub struct Window {
     pub fp_rounding: Option<FpRounding>,
     /// What `register_randomness` found.
     pub register_randomness: Option<RegisterRandomness>,
+    /// What `kvm_exits` found.
+    pub kvm_exits: Option<KvmExits>,
+    /// What `msr_writes` found.
+    pub msr_writes: Option<MsrWrites>,
     /// The detector's verdict.
     pub verdict: Verdict,
 }
@@ -122,6 +128,8 @@ pub struct Cpu {
     pub voluntary_switches: u64,
     /// Switches against it.
     pub involuntary_switches: u64,
+    /// Host time of vCPU threads spent polling in a guest's halt; `null` if not known.
+    pub halt_poll_ns: Option<u64>,
 }
 
 /// What `fp_rounding` found in a window.
@@ -234,7 +242,7 @@ fn some_text(given: &str) -> Option<String> {
     (!given.is_empty()).then(|| text(given))
 }
 
-fn state(state: i32) -> &'static str {
+pub fn state(state: i32) -> &'static str {
     match v1::SensorState::try_from(state) {
         Ok(v1::SensorState::Live) => "live",
         Ok(v1::SensorState::Stalled) => "stalled",
@@ -351,6 +359,8 @@ impl Window {
         let v1::Evidence {
             fp_rounding,
             register_randomness,
+            kvm_exits,
+            msr_writes,
         } = evidence.unwrap_or_default();
         Self {
             key: text(&key),
@@ -368,6 +378,8 @@ impl Window {
             cpu: cpu.map(|cpu| Cpu::new(cpu, window_ns)),
             fp_rounding: fp_rounding.map(FpRounding::from),
             register_randomness: register_randomness.map(RegisterRandomness::from),
+            kvm_exits: kvm_exits.map(KvmExits::from),
+            msr_writes: msr_writes.map(MsrWrites::from),
             verdict: verdict.unwrap_or_default().into(),
         }
     }
@@ -388,6 +400,7 @@ impl Cpu {
             run_queue_wait_ns,
             voluntary_switches,
             involuntary_switches,
+            halt_poll_ns,
         } = wire;
         Self {
             percent_of_one_cpu: percent(on_cpu_ns, window_ns),
@@ -398,6 +411,7 @@ impl Cpu {
             run_queue_wait_ns,
             voluntary_switches,
             involuntary_switches,
+            halt_poll_ns,
         }
     }
 }

@@ -49,6 +49,7 @@ fn droplet_of(
                 run_queue_wait_ns: 250_000_000,
                 voluntary_switches: 12,
                 involuntary_switches: 345,
+                halt_poll_ns: None,
             }),
             evidence: Some(evidence),
             verdict: Some(v1::Verdict {

@@ -2,18 +2,24 @@
 //!
 //! - [`fp_rounding`] and [`register_randomness`] are the sequential tests of the sensors of the same names;
 //!   [`sequential`] holds what they share: the cumulative sum, its threshold and its error rate.
+//! - [`kvm_exits`] names why guests leave their vCPUs; that and writes to model-specific registers ([`MsrWrites`]) are told with a
+//!   verdict and never decide it.
 //! - [`TenantEvidence`] is one tenant's evidence after a window: the window's counts and the tests' states.
 //! - [`verdict`] is the one rule that turns evidence into `quiet`, `suspect` or `mining`, with reasons.
 //!
 //! Everything here is pure: no I/O, no clock, no randomness. The same evidence gives the same verdict, for ever.
 
 pub mod fp_rounding;
+pub mod kvm_exits;
 pub mod register_randomness;
 pub mod sequential;
 
 mod evidence;
 mod verdict;
 
-pub use evidence::{FpRounding, RegisterRandomness, SensorState, TenantEvidence};
+pub use evidence::{
+    EXIT_REASONS_MAX, ExitReason, ExitSource, FpRounding, KvmExits, MsrWrites, RegisterRandomness,
+    SensorState, TenantEvidence, add_known, most_frequent,
+};
 pub use sequential::ResumeError;
 pub use verdict::{Family, Level, MINING_DUTY, ParseNameError, Verdict, verdict};

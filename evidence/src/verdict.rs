@@ -4,11 +4,14 @@
 //!   threads concluded used at least [`MINING_DUTY`] of one vCPU. Two classes of evidence, never one alone.
 //! - `suspect`: anything concluded, but not all of that. RandomX below the duty (a node that verifies), and hashing
 //!   that is not RandomX at whatever speed, end here: only a person can tell.
+//! - `kvm_exits` and `msr_writes` are no classes of evidence: they add a reason in words and numbers, and never decide.
 //! - `quiet`: nothing concluded. The reasons say whether that means "looked and found nothing" or "could not tell".
 
 use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
+
+mod beside;
 
 use crate::{
     FpRounding, RegisterRandomness, SensorState, TenantEvidence, fp_rounding, register_randomness,
@@ -113,6 +116,8 @@ pub fn verdict(evidence: &TenantEvidence) -> Verdict {
     let TenantEvidence {
         fp_rounding: fp,
         register_randomness: rr,
+        kvm_exits,
+        msr_writes,
     } = evidence;
     let randomx = fp.concluded && rr.directed_concluded;
     let level = if randomx && fp.duty >= MINING_DUTY {
@@ -138,6 +143,8 @@ pub fn verdict(evidence: &TenantEvidence) -> Verdict {
     if fp.concluded {
         reasons.push(duty_reason(fp));
     }
+    reasons.extend(kvm_exits.as_ref().map(beside::kvm_exits));
+    reasons.extend(msr_writes.as_ref().map(beside::msr_writes));
     Verdict {
         level,
         reasons,

@@ -219,10 +219,14 @@ impl From<&TenantEvidence> for v1::Evidence {
         let TenantEvidence {
             fp_rounding,
             register_randomness,
+            kvm_exits,
+            msr_writes,
         } = evidence;
         Self {
             fp_rounding: Some(fp_rounding.into()),
             register_randomness: Some(register_randomness.into()),
+            kvm_exits: kvm_exits.as_ref().map(Into::into),
+            msr_writes: msr_writes.as_ref().map(Into::into),
         }
     }
 }
@@ -240,6 +244,8 @@ impl TryFrom<&v1::Evidence> for TenantEvidence {
         let v1::Evidence {
             fp_rounding,
             register_randomness,
+            kvm_exits,
+            msr_writes,
         } = wire;
         let missing = |field| ConvertError::Missing { field };
         Ok(Self {
@@ -251,6 +257,8 @@ impl TryFrom<&v1::Evidence> for TenantEvidence {
                 .as_ref()
                 .ok_or_else(|| missing("evidence.register_randomness"))?
                 .try_into()?,
+            kvm_exits: kvm_exits.as_ref().map(TryInto::try_into).transpose()?,
+            msr_writes: msr_writes.as_ref().map(TryInto::try_into).transpose()?,
         })
     }
 }
@@ -382,6 +390,8 @@ impl TryFrom<&v1::RegisterRandomness> for RegisterRandomness {
         })
     }
 }
+
+mod guests;
 
 fn four<T: Copy>(field: &'static str, list: &[T]) -> Result<[T; 4], ConvertError> {
     list.try_into().map_err(|_| ConvertError::WrongLength {

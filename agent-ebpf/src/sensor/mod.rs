@@ -2,6 +2,8 @@
 
 pub mod cpu;
 pub mod fp_rounding;
+pub mod kvm_exits;
+pub mod msr_writes;
 pub mod register_randomness;
 
 use davy_abi::{FLAG_CONFIDENTIAL, FLAG_VCPU, Slot};

@@ -10,9 +10,11 @@ use davy_abi::{NEVER_NS, Offsets, Settings, SlotIndex};
 
 use super::{
     Kernel, KernelError, KernelOptions, LoadError, btf,
+    kvm::Kvm,
     offsets::{self, Resolved},
     requirements,
     slots::SlotTable,
+    vcpus::VcpuTable,
 };
 
 /// The object, aligned as the ELF reader wants it.
@@ -35,6 +37,13 @@ pub(super) fn load(options: &KernelOptions) -> Result<Kernel, LoadError> {
         .map_err(LoadError::refused("the map THREADS"))?;
     let counters = PerCpuArray::try_from(take(&mut ebpf, "COUNTERS")?)
         .map_err(LoadError::refused("the map COUNTERS"))?;
+    let vcpus = VcpuTable::map(array(take(&mut ebpf, "VCPUS")?)?, options.slots_max)?;
+    let kvm = Kvm::new(
+        vcpus,
+        array(take(&mut ebpf, "KVM")?)?,
+        array(take(&mut ebpf, "EXIT_CLASSES")?)?,
+        options.exits,
+    )?;
     let stats = options
         .measure_cost
         .then(|| aya::sys::enable_stats(aya::sys::Stats::RunTime).ok())
@@ -50,6 +59,7 @@ pub(super) fn load(options: &KernelOptions) -> Result<Kernel, LoadError> {
         swept: 0,
         registers_unsupported: resolved.registers_unsupported,
         vcpus_unsupported: resolved.vcpus_unsupported,
+        kvm,
         ebpf,
         _stats: stats,
     })
@@ -72,6 +82,7 @@ fn object(options: &KernelOptions, resolved: &Resolved) -> Result<Ebpf, LoadErro
         .override_global("OFFSETS", bytes_of_offsets(&resolved.offsets), true)
         .override_global("SETTINGS", bytes_of_settings(&settings), true)
         .map_max_entries("SLOTS", options.slots_max)
+        .map_max_entries("VCPUS", options.slots_max)
         .map_max_entries("FREE", options.slots_max)
         .map_max_entries("THREADS", options.slots_max)
         .load(OBJECT)
@@ -155,7 +166,7 @@ fn missing(kind: &str, name: &str) -> LoadError {
 fn array(map: Map) -> Result<MapData, LoadError> {
     match map {
         Map::Array(data) => Ok(data),
-        _ => Err(missing("array", "SLOTS")),
+        _ => Err(missing("array", "of that name")),
     }
 }
 

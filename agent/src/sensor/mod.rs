@@ -3,6 +3,8 @@
 
 pub mod cpu;
 pub mod fp_rounding;
+pub mod kvm_exits;
+pub mod msr_writes;
 pub mod register_randomness;
 
 use davy_evidence::SensorState;

@@ -59,9 +59,21 @@ impl Judge {
         ] {
             *sum = sum.saturating_add(before);
         }
+        let kvm_exits = added(self.whole.kvm_exits, window.kvm_exits, |sum, now| {
+            let state = state(sum.state, now.state);
+            sum.add(now);
+            sum.state = state;
+        });
+        let msr_writes = added(self.whole.msr_writes, window.msr_writes, |sum, now| {
+            sum.state = state(sum.state, now.state);
+            sum.prefetcher_writes = sum.prefetcher_writes.saturating_add(now.prefetcher_writes);
+            sum.prefetcher_writes_watched = now.prefetcher_writes_watched;
+        });
         self.whole = TenantEvidence {
             fp_rounding: fp,
             register_randomness: rr,
+            kvm_exits,
+            msr_writes,
         };
     }
 
@@ -87,6 +99,15 @@ impl Judge {
     }
 }
 
+/// What both know, added; what only one knows.
+fn added<T: Copy>(before: Option<T>, now: Option<T>, add: impl FnOnce(&mut T, &T)) -> Option<T> {
+    let (Some(mut sum), Some(now)) = (before, now) else {
+        return now.or(before);
+    };
+    add(&mut sum, &now);
+    Some(sum)
+}
+
 /// A sensor that measured in any window measured in the trial.
 fn state(before: SensorState, now: SensorState) -> SensorState {
     match (before, now) {
@@ -101,6 +122,8 @@ fn enough(evidence: &TenantEvidence) -> bool {
     let TenantEvidence {
         fp_rounding: fp,
         register_randomness: rr,
+        kvm_exits: _,
+        msr_writes: _,
     } = evidence;
     let measured = |state| matches!(state, SensorState::Live | SensorState::Stalled);
     let fp_told = measured(fp.state) && fp.test_samples >= fp_rounding::SAMPLES_TO_TELL;
