@@ -219,6 +219,9 @@ pub struct KvmOffsets {
     pub msr_ecx: u32,
 }
 
+/// Offsets into a tracepoint's record are below this, a power of two.
+pub const RECORD_BYTES_MAX: u32 = 256;
+
 /// What a VM exit counts as, besides as an exit.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -180,12 +180,16 @@ pub fn print(json: bool) -> anyhow::Result<ExitCode> {
         ..KernelOptions::default()
     };
     let loaded = match Kernel::load(&options) {
-        Ok(kernel) => Loaded {
-            error: None,
-            vcpus_unsupported: ThreadSource::vcpus_unsupported(&kernel)
-                .or_else(|| (!ProcFs.kvm_present()).then(|| NO_KVM.to_owned())),
-            sensors: kernel.sensors(),
-        },
+        Ok(mut kernel) => {
+            // As if there were guests: only then is it known whether the tracepoints can be attached.
+            kernel.follow_guests(true);
+            Loaded {
+                error: None,
+                vcpus_unsupported: ThreadSource::vcpus_unsupported(&kernel)
+                    .or_else(|| (!ProcFs.kvm_present()).then(|| NO_KVM.to_owned())),
+                sensors: kernel.sensors(),
+            }
+        }
         Err(error) => Loaded {
             error: Some(chain(&error)),
             ..Loaded::default()

@@ -16,7 +16,7 @@ use aya_ebpf::{
 };
 use davy_abi::{
     Counter, EXIT_REASONS_MAX, ExitClass, FLAG_VCPU, ISA_SVM, ISA_VMX, KvmOffsets, NOT_COUNTED,
-    REASONS, SOURCE_KVM, SOURCE_TRACEPOINT, Slot, SlotIndex, Vcpu,
+    REASONS, RECORD_BYTES_MAX, SOURCE_KVM, SOURCE_TRACEPOINT, Slot, SlotIndex, Vcpu,
 };
 
 use crate::{maps, task::Task, thread};
@@ -132,8 +132,14 @@ fn read(vcpu: &mut Vcpu, kvm: &KvmOffsets, task: Task, now_ns: u64) {
     set(&mut vcpu.halts, counter(address, field(&kvm.halts)));
     set(&mut vcpu.io, counter(address, field(&kvm.io)));
     set(&mut vcpu.mmio, counter(address, field(&kvm.mmio)));
-    set(&mut vcpu.interrupts, counter(address, field(&kvm.interrupts)));
-    set(&mut vcpu.hypercalls, counter(address, field(&kvm.hypercalls)));
+    set(
+        &mut vcpu.interrupts,
+        counter(address, field(&kvm.interrupts)),
+    );
+    set(
+        &mut vcpu.hypercalls,
+        counter(address, field(&kvm.hypercalls)),
+    );
     set(
         &mut vcpu.halt_poll_success_ns,
         counter(address, field(&kvm.halt_poll_success_ns)),
@@ -160,6 +166,13 @@ fn counter(vcpu: u64, offset: u32) -> u64 {
     unsafe { bpf_probe_read_kernel(at.cast::<u64>()) }.unwrap_or(NOT_COUNTED)
 }
 
+/// A field of a tracepoint's record. Records are short, and the verifier wants a bound on the offset.
+#[inline(always)]
+pub fn of_record(ctx: &TracePointContext, offset: u32) -> Result<u32, i32> {
+    // SAFETY: the helper checks the address itself and fails instead of faulting.
+    unsafe { ctx.read_at::<u32>((offset & (RECORD_BYTES_MAX - 1)) as usize) }
+}
+
 /// `kvm:kvm_exit` (arch/x86/kvm/trace.h), fired on the vCPU's thread after each exit.
 #[inline(always)]
 pub fn count(ctx: &TracePointContext) {
@@ -169,15 +182,9 @@ pub fn count(ctx: &TracePointContext) {
     let Some(vcpu) = record(slot, index) else {
         return;
     };
-    let (reason_at, isa_at) = (field(&kvm.exit_reason), field(&kvm.exit_isa));
-    // SAFETY: the helper checks the address itself; both offsets are those of the record's fields.
-    let read = unsafe {
-        (
-            ctx.read_at::<u32>(reason_at as usize),
-            ctx.read_at::<u32>(isa_at as usize),
-        )
-    };
-    let (Ok(reason), Ok(isa)) = read else {
+    let reason = of_record(ctx, field(&kvm.exit_reason));
+    let isa = of_record(ctx, field(&kvm.exit_isa));
+    let (Ok(reason), Ok(isa)) = (reason, isa) else {
         return maps::count(Counter::ReadFailed);
     };
     begin_write(vcpu);

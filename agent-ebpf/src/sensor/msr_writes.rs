@@ -7,7 +7,7 @@
 use aya_ebpf::programs::TracePointContext;
 use davy_abi::Counter;
 
-use super::kvm_exits::{add_one, begin_write, end_write, field, record};
+use super::kvm_exits::{add_one, begin_write, end_write, field, of_record, record};
 use crate::{maps, thread};
 
 /// One access.
@@ -19,15 +19,9 @@ pub fn count(ctx: &TracePointContext) {
     let Some(vcpu) = record(slot, index) else {
         return;
     };
-    let (write_at, msr_at) = (field(&kvm.msr_write), field(&kvm.msr_ecx));
-    // SAFETY: the helper checks the address itself; both offsets are those of the record's fields.
-    let read = unsafe {
-        (
-            ctx.read_at::<u32>(write_at as usize),
-            ctx.read_at::<u32>(msr_at as usize),
-        )
-    };
-    let (Ok(write), Ok(msr)) = read else {
+    let write = of_record(ctx, field(&kvm.msr_write));
+    let msr = of_record(ctx, field(&kvm.msr_ecx));
+    let (Ok(write), Ok(msr)) = (write, msr) else {
         return maps::count(Counter::ReadFailed);
     };
     begin_write(vcpu);

@@ -18,7 +18,8 @@ use aya::{
     programs::{TracePoint, trace_point::TracePointLinkId},
 };
 use davy_abi::{
-    EXIT_REASONS_MAX, KvmOffsets, SOURCE_KVM, SOURCE_TRACEPOINT, Slot, SlotIndex, Vcpu,
+    EXIT_REASONS_MAX, KvmOffsets, RECORD_BYTES_MAX, SOURCE_KVM, SOURCE_TRACEPOINT, Slot, SlotIndex,
+    Vcpu,
 };
 use davy_evidence::{
     SensorState,
@@ -315,7 +316,8 @@ fn field(format: &str, name: &str) -> Option<u32> {
         }
         let offset = parts.next()?.trim().strip_prefix("offset:")?;
         let size = parts.next()?.trim().strip_prefix("size:")?;
-        (size == "4").then(|| offset.parse().ok()).flatten()
+        let offset: u32 = offset.parse().ok()?;
+        (size == "4" && offset < RECORD_BYTES_MAX).then_some(offset)
     })
 }
 
