@@ -236,7 +236,7 @@ impl<S: ThreadSource, P: Processes> Observer<S, P> {
         }
         let source = &self.source;
         self.guests
-            .update(&self.readings, |reading| source.vcpu(reading));
+            .update(&self.readings, |reading| source.counted(reading));
         let any_guest = self.readings.iter().any(|reading| reading.is_vcpu());
         self.source.follow_guests(any_guest);
         self.resume_tests(now_ns);

@@ -50,7 +50,7 @@ pub trait ThreadSource {
     /// Hands an ended slot back after its last figures were used.
     fn release(&mut self, reading: &Reading);
     /// What KVM counted of a vCPU thread; `None` if there was no reading yet.
-    fn vcpu(&self, reading: &Reading) -> Option<Vcpu>;
+    fn counted(&self, reading: &Reading) -> Option<Vcpu>;
     /// Says whether there are guests: KVM's tracepoints are attached only then.
     fn follow_guests(&mut self, guests: bool);
     /// What each sensor can do on this host, with the reason if it cannot.
@@ -112,7 +112,7 @@ impl ThreadSource for Kernel {
         Kernel::release(self, reading);
     }
 
-    fn vcpu(&self, reading: &Reading) -> Option<Vcpu> {
+    fn counted(&self, reading: &Reading) -> Option<Vcpu> {
         Kernel::vcpu(self, reading)
     }
 

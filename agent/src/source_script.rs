@@ -140,7 +140,7 @@ impl ThreadSource for Script {
         self.released.push(reading.index);
     }
 
-    fn vcpu(&self, reading: &Reading) -> Option<Vcpu> {
+    fn counted(&self, reading: &Reading) -> Option<Vcpu> {
         self.vcpus.get(&reading.index).copied()
     }
 

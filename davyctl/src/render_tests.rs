@@ -22,7 +22,7 @@ fn evidence(modes: [u64; 4], duty: Option<f64>) -> v1::Evidence {
             duty: duty.unwrap_or(0.0),
             ..v1::FpRounding::default()
         }),
-        register_randomness: None,
+        ..v1::Evidence::default()
     }
 }
 

@@ -132,6 +132,11 @@ impl Kvm {
         }
     }
 
+    /// The programs that are attached now.
+    pub(super) fn attached(&self) -> Vec<&'static str> {
+        self.attached.iter().map(|(name, _)| *name).collect()
+    }
+
     fn attach(&mut self, ebpf: &mut Ebpf, name: &'static str) -> Result<(), LoadError> {
         let program = program(ebpf, name)?;
         if program.fd().is_err() {

@@ -400,6 +400,12 @@ impl Kernel {
         self.kvm.follow(guests, &mut self.ebpf);
     }
 
+    /// The programs at KVM's tracepoints that are attached now.
+    #[must_use]
+    pub fn attached(&self) -> Vec<&'static str> {
+        self.kvm.attached()
+    }
+
     /// Gives a vCPU that was found by itself (a reading with tenant 0) to a tenant.
     pub fn assign(&mut self, index: SlotIndex, tenant: TenantIndex) {
         self.slots.set_tenant(index, tenant);

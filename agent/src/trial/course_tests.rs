@@ -92,6 +92,8 @@ pub(crate) fn document(course: Course) -> Document {
             directed_llr: rr.directed_llr,
             directed_concluded: rr.directed_concluded,
         },
+        kvm_exits: None,
+        msr_writes: None,
         verdict: judged.verdict.level,
         families: judged.verdict.families,
         reasons: judged.verdict.reasons,

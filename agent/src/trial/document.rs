@@ -6,6 +6,7 @@
 use davy_evidence::{Family, Level, SensorState};
 use serde::{Deserialize, Serialize};
 
+pub use super::guests::{KvmExits, MsrWrites};
 use crate::sensor::fp_rounding::Modes;
 
 /// Version of the form.
@@ -50,6 +51,12 @@ pub struct Document {
     pub fp_rounding: FpRounding,
     /// The sensor `register_randomness`.
     pub register_randomness: RegisterRandomness,
+    /// The sensor `kvm_exits`; absent where nothing that was watched is a vCPU.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub kvm_exits: Option<KvmExits>,
+    /// The sensor `msr_writes`; likewise.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub msr_writes: Option<MsrWrites>,
     /// What Davy would conclude at the trial's end.
     pub verdict: Level,
     /// What is computed, where that can be told.

@@ -1,28 +1,60 @@
 //! A real KVM guest as small as can be: one vCPU in real mode, without firmware or kernel.
 //!
-//! Its program, at 0x1000: say so on port 0x10, then jump in place for ever. It uses no vector register: where KVM
-//! emulates real mode instead of running it, such instructions may do nothing.
+//! Its program, at 0x1000: say so on port 0x10, then either jump in place for ever, or halt and write to port 0x11 in
+//! turn. It uses no vector register: where KVM emulates real mode instead of running it, such instructions may do nothing.
+//!
+//! For each line on its input it says what KVM counted of its vCPU ([`STATS`]).
 
-use std::{convert::Infallible, io::Write as _, thread, time::Duration};
+use std::{
+    convert::Infallible,
+    io::{BufRead as _, Write as _},
+    thread,
+    time::Duration,
+};
 
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd};
 
+use crate::stats::Stats;
+
 const MEMORY_BYTES: usize = 0x10000;
 const PROGRAM_AT: usize = 0x1000;
 /// Intel SDM vol. 2: `out 0x10, al`; `jmp` to itself.
-const PROGRAM: [u8; 4] = [0xe6, 0x10, 0xeb, 0xfe];
+const SPINNING: [u8; 4] = [0xe6, 0x10, 0xeb, 0xfe];
+/// The same; `out 0x10, al`; `hlt`; `out 0x11, al`; `jmp` to the `hlt`.
+const HALTING: [u8; 7] = [0xe6, 0x10, 0xf4, 0xe6, 0x11, 0xeb, 0xfb];
+/// The counters that are said, in this order, as KVM names them.
+pub const STATS: [&str; 6] = [
+    "exits",
+    "halt_exits",
+    "io_exits",
+    "irq_exits",
+    "halt_poll_success_ns",
+    "halt_poll_fail_ns",
+];
 /// How long the guest may take to say that it runs.
 const START: Duration = Duration::from_secs(20);
+
+/// What the guest does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Program {
+    /// Jumps in place.
+    Spinning,
+    /// Halts and writes to a port in turn; the VMM goes on at once.
+    Halting,
+}
 
 /// Runs the guest, and says `ready` once it runs.
 ///
 /// # Errors
 /// If KVM is not there or refuses something.
-pub fn run() -> Result<Infallible, kvm_ioctls::Error> {
+pub fn run(program: Program) -> Result<Infallible, kvm_ioctls::Error> {
     let kvm = Kvm::new()?;
     let vm = kvm.create_vm()?;
-    let memory = memory();
+    let memory = memory(match program {
+        Program::Spinning => &SPINNING,
+        Program::Halting => &HALTING,
+    });
     let region = kvm_userspace_memory_region {
         slot: 0,
         flags: 0,
@@ -34,11 +66,21 @@ pub fn run() -> Result<Infallible, kvm_ioctls::Error> {
     unsafe { vm.set_user_memory_region(region) }?;
     let mut vcpu = vm.create_vcpu(0)?;
     set_registers(&vcpu)?;
+    let stats = Stats::of(&vcpu);
     let (started, has_started) = std::sync::mpsc::channel();
     thread::spawn(move || {
         if has_started.recv_timeout(START).is_err() {
             println!("no guest: KVM took it but it does not run");
             std::process::exit(1);
+        }
+    });
+    thread::spawn(move || {
+        for _ in std::io::stdin().lock().lines() {
+            let said = stats.as_ref().map_or_else(ToString::to_string, |stats| {
+                let of = |name| stats.get(name).map_or("none".to_owned(), |n| n.to_string());
+                STATS.map(of).join(" ")
+            });
+            println!("{said}");
         }
     });
     // A vCPU thread that is not the process's first one, as with every VMM.
@@ -47,7 +89,7 @@ pub fn run() -> Result<Infallible, kvm_ioctls::Error> {
         .spawn(move || {
             loop {
                 match vcpu.run() {
-                    Ok(VcpuExit::IoOut(..)) => {
+                    Ok(VcpuExit::IoOut(0x10, _)) => {
                         println!("ready");
                         let _ = std::io::stdout().flush();
                         let _ = started.send(());
@@ -68,11 +110,11 @@ pub fn run() -> Result<Infallible, kvm_ioctls::Error> {
 }
 
 /// Page-aligned memory with the program, never freed.
-fn memory() -> &'static mut [u8] {
+fn memory(program: &[u8]) -> &'static mut [u8] {
     let memory = vec![0u8; MEMORY_BYTES + 0x1000].leak();
     let skip = memory.as_ptr().align_offset(0x1000);
     let memory = &mut memory[skip..skip + MEMORY_BYTES];
-    memory[PROGRAM_AT..PROGRAM_AT + PROGRAM.len()].copy_from_slice(&PROGRAM);
+    memory[PROGRAM_AT..PROGRAM_AT + program.len()].copy_from_slice(program);
     memory
 }
 
