@@ -14,7 +14,7 @@ use std::{fs, path::Path};
 
 use aya::{
     Ebpf, Pod,
-    maps::{Array, MapData},
+    maps::{Array, Map, MapData},
     programs::{TracePoint, trace_point::TracePointLinkId},
 };
 use davy_abi::{
@@ -70,13 +70,12 @@ pub(super) struct Kvm {
 impl Kvm {
     pub(super) fn new(
         vcpus: VcpuTable,
-        offsets: MapData,
-        classes: MapData,
+        offsets: Map,
+        classes: &mut Map,
         from: ExitsFrom,
     ) -> Result<Self, LoadError> {
-        let array = |map| aya::maps::Map::Array(map);
-        fill_classes(array(classes))?;
-        let offsets = Array::try_from(array(offsets)).map_err(LoadError::refused("the map KVM"))?;
+        fill_classes(classes)?;
+        let offsets = Array::try_from(offsets).map_err(LoadError::refused("the map KVM"))?;
         let mut kvm = Self {
             vcpus,
             offsets,
@@ -186,7 +185,7 @@ fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut TracePoint, Loa
         .map_err(LoadError::refused(format!("the program {name}")))
 }
 
-fn fill_classes(map: aya::maps::Map) -> Result<(), LoadError> {
+fn fill_classes(map: &mut Map) -> Result<(), LoadError> {
     let refused = "writing the map EXIT_CLASSES";
     let mut map: Array<_, u32> = Array::try_from(map).map_err(LoadError::refused(refused))?;
     for (isa, first) in [(Isa::Vmx, 0), (Isa::Svm, EXIT_REASONS_MAX)] {

@@ -40,8 +40,10 @@ pub(super) fn load(options: &KernelOptions) -> Result<Kernel, LoadError> {
     let vcpus = VcpuTable::map(array(take(&mut ebpf, "VCPUS")?)?, options.slots_max)?;
     let kvm = Kvm::new(
         vcpus,
-        array(take(&mut ebpf, "KVM")?)?,
-        array(take(&mut ebpf, "EXIT_CLASSES")?)?,
+        take(&mut ebpf, "KVM")?,
+        // Not taken: a program that may be loaded later refers to it.
+        ebpf.map_mut("EXIT_CLASSES")
+            .ok_or_else(|| missing("map", "EXIT_CLASSES"))?,
         options.exits,
     )?;
     let stats = options

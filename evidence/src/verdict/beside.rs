@@ -20,7 +20,10 @@ pub(super) fn kvm_exits(exits: &KvmExits) -> String {
     ];
     let counted: Vec<String> = counted
         .iter()
-        .filter_map(|(what, count)| Some(format!("{what} {:.1}/s", rate((*count)?))))
+        .filter_map(|&(what, count)| Some((what, count?)))
+        // That it does not halt says something.
+        .filter(|&(what, count)| count > 0 || what == "halts")
+        .map(|(what, count)| format!("{what} {:.1}/s", rate(count)))
         .collect();
     let mut text = format!(
         "kvm_exits: each vCPU left {:.1} times a second ({})",
