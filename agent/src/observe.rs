@@ -237,7 +237,7 @@ impl<S: ThreadSource, P: Processes> Observer<S, P> {
         let source = &self.source;
         self.guests
             .update(&self.readings, |reading| source.counted(reading));
-        let any_guest = self.readings.iter().any(|reading| reading.is_vcpu());
+        let any_guest = self.readings.iter().any(Reading::is_vcpu);
         self.source.follow_guests(any_guest);
         self.resume_tests(now_ns);
         let registry = &self.registry;

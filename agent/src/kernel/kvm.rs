@@ -7,10 +7,10 @@
 //! - `msr_writes` always needs the tracepoint `kvm:kvm_msr`.
 //!
 //! Tracepoints are attached while there are guests and detached with the last one: an attached one keeps the `kvm` module
-//! from being unloaded, and costs at each exit. All is looked up anew with the first guest, as the module may have been
-//! loaded, or exchanged, since. Which source is in use stands in the sensor's reason.
+//! from being unloaded, and costs at each exit. All is looked up anew with the first guest if the module was loaded, or
+//! exchanged, since. Which source is in use stands in the sensor's reason.
 
-use std::{fs, path::Path};
+use std::{fs, os::unix::fs::MetadataExt as _, path::Path};
 
 use aya::{
     Ebpf, Pod,
@@ -62,6 +62,9 @@ pub(super) struct Kvm {
     vcpus: VcpuTable,
     offsets: Array<MapData, Element>,
     from: ExitsFrom,
+    /// The layout of KVM's types, and of which load of the module.
+    types: Result<KvmOffsets, String>,
+    stamp: Option<u64>,
     found: Found,
     guests: bool,
     attached: Vec<(&'static str, TracePointLinkId)>,
@@ -73,14 +76,19 @@ impl Kvm {
         offsets: Map,
         classes: &mut Map,
         from: ExitsFrom,
+        vmlinux: Btf,
     ) -> Result<Self, LoadError> {
         fill_classes(classes)?;
         let offsets = Array::try_from(offsets).map_err(LoadError::refused("the map KVM"))?;
+        let stamp = stamp();
+        let types = wanted(from, || types(vmlinux, MODULE_BTF.as_ref()));
         let mut kvm = Self {
             vcpus,
             offsets,
             from,
-            found: find(from),
+            found: found(types.clone(), format_of),
+            types,
+            stamp,
             guests: false,
             attached: Vec::new(),
         };
@@ -112,7 +120,17 @@ impl Kvm {
             }
             return;
         }
-        self.found = find(self.from);
+        // Reading BTF takes a while; where KVM is built in there is no module's, now as before.
+        let stamp = stamp();
+        if stamp != self.stamp {
+            self.stamp = stamp;
+            self.types = wanted(self.from, || {
+                let vmlinux =
+                    Btf::read(btf::VMLINUX.as_ref()).map_err(|error| error.to_string())?;
+                types(vmlinux, MODULE_BTF.as_ref())
+            });
+        }
+        self.found = found(self.types.clone(), format_of);
         if let Err(error) = self.tell() {
             self.found.exits = Err(error.to_string());
             self.found.msrs = Err(error.to_string());
@@ -197,26 +215,34 @@ fn fill_classes(map: &mut Map) -> Result<(), LoadError> {
     Ok(())
 }
 
-/// Looks what this kernel offers.
-fn find(from: ExitsFrom) -> Found {
-    let types = match from {
-        ExitsFrom::Best => types(btf::VMLINUX.as_ref(), MODULE_BTF.as_ref()),
+/// Names one load of the module; `None` if it has no BTF, or there is none. A file of sysfs has a number of its own.
+fn stamp() -> Option<u64> {
+    fs::metadata(MODULE_BTF).ok().map(|file| file.ino())
+}
+
+/// The layout, unless the tracepoint was asked for.
+fn wanted(
+    from: ExitsFrom,
+    types: impl FnOnce() -> Result<KvmOffsets, String>,
+) -> Result<KvmOffsets, String> {
+    match from {
+        ExitsFrom::Best => types(),
         ExitsFrom::Tracepoint => Err("the tracepoint was asked for".to_owned()),
-    };
-    found(types, |name| {
-        let mut mounted = TRACEFS.iter().map(Path::new);
-        let tracefs = mounted
-            .find(|path| path.join("events").exists())
-            .ok_or_else(|| {
-                "tracefs is not mounted: mount -t tracefs tracefs /sys/kernel/tracing".to_owned()
-            })?;
-        let path = tracefs.join("events/kvm").join(name).join("format");
-        fs::read_to_string(&path).map_err(|error| {
-            format!(
-                "the tracepoint kvm:{name} is not there ({}: {error}): load kvm_intel or kvm_amd",
-                path.display()
-            )
-        })
+    }
+}
+
+/// The format of one of KVM's tracepoints, or what is missing.
+fn format_of(event: &str) -> Result<String, String> {
+    let mut mounted = TRACEFS.iter().map(Path::new);
+    let tracefs = mounted
+        .find(|path| path.join("events").exists())
+        .ok_or("tracefs is not mounted: mount -t tracefs tracefs /sys/kernel/tracing")?;
+    let path = tracefs.join("events/kvm").join(event).join("format");
+    fs::read_to_string(&path).map_err(|error| {
+        format!(
+            "the tracepoint kvm:{event} is not there ({}: {error}): load kvm_intel or kvm_amd",
+            path.display()
+        )
     })
 }
 
@@ -267,8 +293,7 @@ fn found(
 }
 
 /// The layout of `kvm_vcpu`, from the kernel's BTF or the module's.
-fn types(vmlinux: &Path, module: &Path) -> Result<KvmOffsets, String> {
-    let mut types = Btf::read(vmlinux).map_err(|error| error.to_string())?;
+fn types(mut types: Btf, module: &Path) -> Result<KvmOffsets, String> {
     if types.struct_size("kvm_vcpu").is_none() {
         let shown = module.display();
         let bytes = fs::read(module).map_err(|error| {

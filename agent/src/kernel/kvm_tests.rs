@@ -130,16 +130,15 @@ fn every_truncation_of_a_modules_btf_is_an_error_never_a_panic() {
 fn a_module_without_btf_is_said_with_its_file() {
     let missing = Path::new("/nonexistent/btf/kvm");
     let directory = tempfile::tempdir().unwrap();
-    let kernel = directory.path().join("vmlinux");
-    fs::write(&kernel, vmlinux().0.bytes()).unwrap();
-    let error = types(&kernel, missing).unwrap_err();
+    let kernel = || Btf::parse(&vmlinux().0.bytes()).unwrap();
+    let error = types(kernel(), missing).unwrap_err();
     assert!(
         error.starts_with("/nonexistent/btf/kvm is missing"),
         "{error}"
     );
     let broken = directory.path().join("kvm");
     fs::write(&broken, b"no BTF").unwrap();
-    let error = types(&kernel, &broken).unwrap_err();
+    let error = types(kernel(), &broken).unwrap_err();
     assert!(error.contains("cannot be used"), "{error}");
 }
 
@@ -244,7 +243,8 @@ fn classes_have_the_numbers_of_the_kernel_half() {
 
 #[test]
 fn the_running_kernels_own_layout_is_found_if_it_has_kvm() {
-    match types(btf::VMLINUX.as_ref(), MODULE_BTF.as_ref()) {
+    let kernel = Btf::read(btf::VMLINUX.as_ref()).unwrap();
+    match types(kernel, MODULE_BTF.as_ref()) {
         Ok(offsets) => assert!(
             offsets.halts != 0 && offsets.halt_poll_fail_ns != 0,
             "{offsets:?}"

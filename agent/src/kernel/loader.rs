@@ -25,7 +25,8 @@ const PROGRAMS: [&str; 3] = ["sched_process_exec", "sched_process_fork", "sched_
 pub(super) fn load(options: &KernelOptions) -> Result<Kernel, LoadError> {
     check(options)?;
     requirements::check()?;
-    let resolved = offsets::resolve(&btf::Btf::read(btf::VMLINUX.as_ref())?)?;
+    let vmlinux = btf::Btf::read(btf::VMLINUX.as_ref())?;
+    let resolved = offsets::resolve(&vmlinux)?;
     let mut ebpf = object(options, &resolved)?;
     let slots = SlotTable::map(array(take(&mut ebpf, "SLOTS")?)?, options.slots_max)?;
     let mut free = queue(take(&mut ebpf, "FREE")?)?;
@@ -45,6 +46,7 @@ pub(super) fn load(options: &KernelOptions) -> Result<Kernel, LoadError> {
         ebpf.map_mut("EXIT_CLASSES")
             .ok_or_else(|| missing("map", "EXIT_CLASSES"))?,
         options.exits,
+        vmlinux,
     )?;
     let stats = options
         .measure_cost

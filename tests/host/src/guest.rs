@@ -1,13 +1,17 @@
 //! A real KVM guest as small as can be: one vCPU in real mode, without firmware or kernel.
 //!
-//! Its program, at 0x1000: say so on port 0x10, then either jump in place for ever, or halt and write to port 0x11 in
-//! turn. It uses no vector register: where KVM emulates real mode instead of running it, such instructions may do nothing.
+//! Its program, at 0x1000: say so on port 0x10, then either jump in place for ever, or halt (or write a register of AMD's
+//! prefetcher) and write to port 0x11 in turn. It uses no vector register: where KVM emulates real mode instead of running it, such instructions may do nothing.
 //!
-//! For each line on its input it says what KVM counted of its vCPU ([`STATS`]).
+//! For each line on its input it says what KVM counted of its vCPU ([`STATS`]), and the writes to port 0x11.
 
 use std::{
     convert::Infallible,
     io::{BufRead as _, Write as _},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     thread,
     time::Duration,
 };
@@ -23,6 +27,11 @@ const PROGRAM_AT: usize = 0x1000;
 const SPINNING: [u8; 4] = [0xe6, 0x10, 0xeb, 0xfe];
 /// The same; `out 0x10, al`; `hlt`; `out 0x11, al`; `jmp` to the `hlt`.
 const HALTING: [u8; 7] = [0xe6, 0x10, 0xf4, 0xe6, 0x11, 0xeb, 0xfb];
+/// `out 0x10, al`; `mov ecx, 0xc0011022`; `xor eax, eax`; `xor edx, edx`; `wrmsr`; `out 0x11, al`; `jmp` to the `wrmsr`.
+const TUNING: [u8; 20] = [
+    0xe6, 0x10, 0x66, 0xb9, 0x22, 0x10, 0x01, 0xc0, 0x66, 0x31, 0xc0, 0x66, 0x31, 0xd2, 0x0f, 0x30,
+    0xe6, 0x11, 0xeb, 0xfa,
+];
 /// The counters that are said, in this order, as KVM names them.
 pub const STATS: [&str; 6] = [
     "exits",
@@ -42,6 +51,8 @@ pub enum Program {
     Spinning,
     /// Halts and writes to a port in turn; the VMM goes on at once.
     Halting,
+    /// Writes a register of the prefetcher, and to a port, in turn; KVM knows that register and ignores it.
+    Tuning,
 }
 
 /// Runs the guest, and says `ready` once it runs.
@@ -54,6 +65,7 @@ pub fn run(program: Program) -> Result<Infallible, kvm_ioctls::Error> {
     let memory = memory(match program {
         Program::Spinning => &SPINNING,
         Program::Halting => &HALTING,
+        Program::Tuning => &TUNING,
     });
     let region = kvm_userspace_memory_region {
         slot: 0,
@@ -67,6 +79,8 @@ pub fn run(program: Program) -> Result<Infallible, kvm_ioctls::Error> {
     let mut vcpu = vm.create_vcpu(0)?;
     set_registers(&vcpu)?;
     let stats = Stats::of(&vcpu);
+    let written = Arc::new(AtomicU64::new(0));
+    let written_so_far = Arc::clone(&written);
     let (started, has_started) = std::sync::mpsc::channel();
     thread::spawn(move || {
         if has_started.recv_timeout(START).is_err() {
@@ -80,7 +94,7 @@ pub fn run(program: Program) -> Result<Infallible, kvm_ioctls::Error> {
                 let of = |name| stats.get(name).map_or("none".to_owned(), |n| n.to_string());
                 STATS.map(of).join(" ")
             });
-            println!("{said}");
+            println!("{said} {}", written_so_far.load(Ordering::SeqCst));
         }
     });
     // A vCPU thread that is not the process's first one, as with every VMM.
@@ -93,6 +107,9 @@ pub fn run(program: Program) -> Result<Infallible, kvm_ioctls::Error> {
                         println!("ready");
                         let _ = std::io::stdout().flush();
                         let _ = started.send(());
+                    }
+                    Ok(VcpuExit::IoOut(0x11, _)) => {
+                        written.fetch_add(1, Ordering::SeqCst);
                     }
                     Ok(_) => {}
                     Err(error) if error.errno() == rustix::io::Errno::INTR.raw_os_error() => {}

@@ -5,6 +5,7 @@
 //! a time. Nothing here asserts on times: a test polls for a state and fails when the deadline has passed.
 
 pub mod guest;
+pub mod mounts;
 pub mod pattern;
 pub mod stats;
 

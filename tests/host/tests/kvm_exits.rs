@@ -2,9 +2,16 @@
 //!
 //! Where this kernel tells nothing of KVM's layout, the sensor must say so.
 
+#![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
+
+use std::sync::mpsc;
+
 use davy_abi::{NOT_COUNTED, SOURCE_KVM, Vcpu};
-use davy_agent::kernel::Kernel;
-use davy_evidence::SensorState;
+use davy_agent::{
+    kernel::Kernel,
+    trial::{Options, Target, run},
+};
+use davy_evidence::{Level, SensorState};
 use davy_host_tests::{Load, guest::STATS, kernel, nudged, readings, wait_for};
 
 const LOAD: &str = env!("CARGO_BIN_EXE_davy-host-load");
@@ -13,7 +20,8 @@ const LOAD: &str = env!("CARGO_BIN_EXE_davy-host-load");
 fn account(load: &mut Load) -> [Option<u64>; STATS.len()] {
     load.tell();
     let line = load.line();
-    let figures: Vec<_> = line.split(' ').map(|word| word.parse().ok()).collect();
+    let words = line.split(' ').take(STATS.len());
+    let figures: Vec<_> = words.map(|word| word.parse().ok()).collect();
     figures
         .try_into()
         .unwrap_or_else(|_| panic!("no figures: {line}"))
@@ -83,6 +91,45 @@ fn what_is_copied_is_kvms_own_account() {
         }
         earlier = Some(vcpu);
     }
+}
+
+#[test]
+fn a_trial_of_a_vmm_tells_what_its_guest_left_for() {
+    let mut load = Load::spawn(LOAD, &["guest", "halting"]);
+    let said = load.line();
+    if said != "ready" {
+        println!("SKIPPED: no KVM guest can run on this machine ({said})");
+        return;
+    }
+    let (stop, stopped) = mpsc::channel();
+    let mut windows = 0;
+    let document = run(
+        &Options::of(Target::Process(load.id())),
+        &stopped,
+        &mut |_| {
+            windows += 1;
+            if windows == 5 {
+                let _ = stop.send(());
+            }
+        },
+    )
+    .unwrap();
+    let exits = document.kvm_exits.unwrap();
+    if exits.state == SensorState::Unsupported {
+        println!("not to be had here: {}", exits.reason);
+        assert!(!exits.reason.is_empty() && exits.source.is_none());
+        return;
+    }
+    println!("{exits:?}");
+    assert_eq!(exits.state, SensorState::Live);
+    assert!(exits.reason.starts_with("from "), "{}", exits.reason);
+    assert!(exits.observed_ns > 0 && exits.halts.unwrap() > 0);
+    let told = document
+        .reasons
+        .iter()
+        .find(|reason| reason.starts_with("kvm_exits: "));
+    assert!(told.unwrap().contains("it halts"), "{told:?}");
+    assert_eq!(document.verdict, Level::Quiet);
 }
 
 #[test]

@@ -23,8 +23,6 @@ const MINER: Plan = Plan {
     memory_mib: 768,
     load: "tune-prefetcher davy-randomx --threads 2",
 };
-/// Registers that `tune-prefetcher` writes, each once.
-const REGISTERS_TUNED: u64 = 4;
 /// Honest, and busy with vector arithmetic.
 const BUSY: Plan = Plan {
     name: "droplet-103",
@@ -83,8 +81,7 @@ pub(crate) async fn run(arguments: &Arguments, report: &mut Report) -> Result<()
         "the busy guest has vCPU threads {threads:?}"
     );
     let books = Books::read(&threads[0]);
-    let exits = exits::Account::of(&busy)?.keep("exits");
-    let halts = exits::Account::of(&idle)?.keep("halt_exits");
+    let accounts = exits::Accounts::keep(&busy, &idle, loads_since)?;
 
     guest_time_seen(&mut inventory, report, loads_since).await;
     miner_found(&mut inventory, report, loads_since).await;
@@ -97,30 +94,9 @@ pub(crate) async fn run(arguments: &Arguments, report: &mut Report) -> Result<()
     }
     cpu_time_agrees(&mut inventory, report, loads_since, &books).await;
     drop(books);
-    exits::agree(
-        &busy,
-        "exits",
-        |e| Some(e.exits),
-        &exits,
-        loads_since,
-        &mut inventory,
-        report,
-    )
-    .await;
-    exits::agree(
-        &idle,
-        "halt_exits",
-        |e| e.halts,
-        &halts,
-        loads_since,
-        &mut inventory,
-        report,
-    )
-    .await;
-    drop((exits, halts));
-    exits::msr_writes_seen(&miner, REGISTERS_TUNED, &busy, &mut inventory, report).await;
-    exits::halt_polling_known(&idle, &inventory, report);
-    exits::tracepoint_agrees(&busy, report).await;
+    accounts
+        .check(&miner, &busy, &idle, &mut inventory, report)
+        .await;
     sensors_live(&mut inventory, report).await;
     no_window_lost(&mut inventory, report).await;
 
@@ -129,6 +105,7 @@ pub(crate) async fn run(arguments: &Arguments, report: &mut Report) -> Result<()
     drop(idle);
     agent.end_cleanly(report).await;
     detector.end_cleanly(report).await;
+    exits::missing_named(arguments, report)?;
     lockdown_named(arguments, report)
 }
 

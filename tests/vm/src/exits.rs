@@ -6,12 +6,14 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use davy_agent::kernel::{ExitsFrom, Kernel, KernelOptions, Reading};
 use davy_proto::v1::{ExitSource, HistoryEntry, KvmExits, MsrWrites, SensorState};
 
+use crate::Arguments;
 use crate::cpu_truth::{Books, agrees};
 use crate::guest::Guest;
 use crate::inventory::Inventory;
@@ -28,14 +30,72 @@ const TRACED: Duration = Duration::from_secs(8);
 /// Share by which counts may differ.
 const TOLERANCE: f64 = 0.05;
 
+/// Registers that the load `tune-prefetcher` writes, each once.
+const REGISTERS_TUNED: u64 = 4;
+
+/// What is compared with KVM's accounts of two guests, read from the start of their loads on.
+#[derive(Debug)]
+pub(crate) struct Accounts {
+    exits: Books,
+    halts: Books,
+    since_unix_ns: u64,
+}
+
+impl Accounts {
+    /// Keeps reading the exits of a busy guest and the halts of an idle one.
+    pub(crate) fn keep(busy: &Guest, idle: &Guest, since_unix_ns: u64) -> Result<Self> {
+        Ok(Self {
+            exits: Account::of(busy)?.keep("exits"),
+            halts: Account::of(idle)?.keep("halt_exits"),
+            since_unix_ns,
+        })
+    }
+
+    /// All checks; only `miner` has tuned the prefetcher.
+    pub(crate) async fn check(
+        self,
+        miner: &Guest,
+        busy: &Guest,
+        idle: &Guest,
+        inventory: &mut Inventory,
+        report: &mut Report,
+    ) {
+        let since = self.since_unix_ns;
+        let exits = |exits: &KvmExits| Some(exits.exits);
+        agree(
+            busy,
+            "exits",
+            exits,
+            (&self.exits, since),
+            inventory,
+            report,
+        )
+        .await;
+        let halts = |exits: &KvmExits| exits.halts;
+        agree(
+            idle,
+            "halt_exits",
+            halts,
+            (&self.halts, since),
+            inventory,
+            report,
+        )
+        .await;
+        drop(self);
+        msr_writes_seen(miner, REGISTERS_TUNED, busy, inventory, report).await;
+        halt_polling_known(idle, inventory, report);
+        tracepoint_agrees(busy, report).await;
+    }
+}
+
 /// KVM's own account of a VM.
 #[derive(Debug)]
-pub(crate) struct Account {
+struct Account {
     directory: PathBuf,
 }
 
 impl Account {
-    pub(crate) fn of(guest: &Guest) -> Result<Self> {
+    fn of(guest: &Guest) -> Result<Self> {
         let all = "/sys/kernel/debug/kvm";
         let prefix = format!("{}-", guest.pid());
         for entry in fs::read_dir(all).with_context(|| format!("reading {all}"))? {
@@ -50,7 +110,7 @@ impl Account {
     }
 
     /// Keeps reading one of its counters.
-    pub(crate) fn keep(&self, counter: &str) -> Books {
+    fn keep(&self, counter: &str) -> Books {
         Books::read_file(self.directory.join(counter))
     }
 
@@ -75,12 +135,11 @@ fn msrs_of(entry: &HistoryEntry) -> Option<&MsrWrites> {
 }
 
 /// The sums that the agent's windows have of one counter, against KVM's.
-pub(crate) async fn agree(
+async fn agree(
     guest: &Guest,
     counter: &str,
     of: fn(&KvmExits) -> Option<u64>,
-    truth: &Books,
-    since: u64,
+    (truth, since): (&Books, u64),
     inventory: &mut Inventory,
     report: &mut Report,
 ) {
@@ -132,7 +191,7 @@ pub(crate) async fn agree(
 }
 
 /// The guest that wrote the prefetcher's registers is told from those that did not.
-pub(crate) async fn msr_writes_seen(
+async fn msr_writes_seen(
     tuned: &Guest,
     writes: u64,
     untuned: &Guest,
@@ -177,7 +236,7 @@ pub(crate) async fn msr_writes_seen(
 }
 
 /// Halt-polling is known wherever KVM's counters are read, and is never more than the vCPUs' CPU time.
-pub(crate) fn halt_polling_known(guest: &Guest, inventory: &Inventory, report: &mut Report) {
+fn halt_polling_known(guest: &Guest, inventory: &Inventory, report: &mut Report) {
     let (mut polled, mut vcpu, mut windows) = (0, 0, 0);
     for entry in inventory.windows(guest.plan.name, 0) {
         let cpu = entry.window.as_ref().and_then(|window| window.cpu.as_ref());
@@ -196,8 +255,60 @@ pub(crate) fn halt_polling_known(guest: &Guest, inventory: &Inventory, report: &
     );
 }
 
+/// Hides the BTF of KVM's module, then tracefs too: `check` must say where exits are from then, and what is missing.
+pub(crate) fn missing_named(arguments: &Arguments, report: &mut Report) -> Result<()> {
+    const NO_BTF: &str = "mount --bind /dev/null /sys/kernel/btf/kvm";
+    const NO_TRACEFS: &str =
+        "mount -t tmpfs none /sys/kernel/tracing && mount -t tmpfs none /sys/kernel/debug";
+    let program = arguments.programs.join("davy-agent");
+    let check = |hide: &str| -> Result<(bool, Vec<String>)> {
+        let done = Command::new("unshare")
+            .args(["--mount", "sh", "-c"])
+            .arg(format!("{hide} && exec {} check", program.display()))
+            .output()
+            .context("starting davy-agent check in unshare")?;
+        let said = String::from_utf8_lossy(&done.stdout).into_owned();
+        let lines = said.lines().map(str::trim).map(str::to_owned).collect();
+        Ok((done.status.success(), lines))
+    };
+    let told =
+        |(usable, lines): &(bool, Vec<String>), sensor: &str, starts: &str, words: &[&str]| {
+            let said = lines
+                .iter()
+                .find(|line| line.contains(&format!(" {sensor} ")));
+            *usable
+                && said.is_some_and(|line| {
+                    line.starts_with(starts) && words.iter().all(|word| line.contains(word))
+                })
+        };
+    let no_btf = check(NO_BTF)?;
+    let neither = check(&format!("{NO_BTF} && {NO_TRACEFS}"))?;
+    let right = told(
+        &no_btf,
+        "kvm_exits",
+        "ok",
+        &["tracepoint kvm:kvm_exit", "/sys/kernel/btf/kvm"],
+    ) && told(
+        &neither,
+        "kvm_exits",
+        "UNSUPPORTED",
+        &["/sys/kernel/btf/kvm", "tracefs"],
+    ) && told(
+        &neither,
+        "msr_writes",
+        "UNSUPPORTED",
+        &["tracefs is not mounted"],
+    );
+    let detail = format!("without the module's BTF {no_btf:?}; without tracefs too {neither:?}");
+    report.record(
+        "agent-names-what-kvm-lacks",
+        if right { Ok(detail) } else { Err(detail) },
+    );
+    Ok(())
+}
+
 /// A second kernel half counts a guest's exits at the tracepoint; its counts are KVM's.
-pub(crate) async fn tracepoint_agrees(guest: &Guest, report: &mut Report) {
+async fn tracepoint_agrees(guest: &Guest, report: &mut Report) {
     let result = traced(guest).await.map_err(|error| format!("{error:#}"));
     report.record("tracepoint-agrees-with-kvm", result);
 }

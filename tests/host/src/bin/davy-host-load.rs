@@ -8,7 +8,7 @@
 //! | `churn THREADS SECONDS` | waits for the end of its input; then for that long THREADS threads compute, sleep, yield and start and end further threads; says `done` and waits, with THREADS threads alive |
 //! | `zombies COUNT` | waits for the end of its input; then starts COUNT processes that compute and end, and never asks how; says `done` and waits |
 //! | `exec` | waits for the end of its input; then a thread that is not the first one becomes `hold doubles 2` |
-//! | `guest [halting]` | runs a KVM guest of one vCPU, see `guest.rs`; says why instead of `ready` where none can run |
+//! | `guest [halting\|tuning]` | runs a KVM guest of one vCPU, see `guest.rs`; says why instead of `ready` where none can run |
 //! | `stop` | sleeps |
 //! | `load` | loads the kernel half and says `loaded`, or the error |
 
@@ -41,6 +41,7 @@ fn main() -> ExitCode {
         ["exec"] => exec(),
         ["guest"] => guest(Program::Spinning),
         ["guest", "halting"] => guest(Program::Halting),
+        ["guest", "tuning"] => guest(Program::Tuning),
         ["stop"] => {
             println!("ready");
             park()
