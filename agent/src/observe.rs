@@ -234,9 +234,12 @@ impl<S: ThreadSource, P: Processes> Observer<S, P> {
         {
             now_ns = self.take_readings();
         }
-        let source = &self.source;
-        self.guests
-            .update(&self.readings, |reading| source.counted(reading));
+        let (source, tenants) = (&self.source, &self.registry);
+        self.guests.update(
+            &self.readings,
+            |index| tenants.tenant(index).is_some(),
+            |reading| source.counted(reading),
+        );
         let any_guest = self.readings.iter().any(Reading::is_vcpu);
         self.source.follow_guests(any_guest);
         self.resume_tests(now_ns);

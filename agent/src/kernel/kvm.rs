@@ -25,6 +25,7 @@ use davy_evidence::{
     SensorState,
     kvm_exits::{Isa, classes},
 };
+use tracing::debug;
 
 use super::{
     ExitsFrom, LoadError,
@@ -141,6 +142,9 @@ impl Kvm {
             && let Err(error) = self.attach(ebpf, KVM_EXIT)
         {
             self.found.exits = Err(error.to_string());
+        }
+        if let Ok(source) = &self.found.exits {
+            debug!(source, "guests: exits are counted");
         }
         if self.found.msrs.is_ok()
             && let Err(error) = self.attach(ebpf, KVM_MSR)

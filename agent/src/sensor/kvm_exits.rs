@@ -90,10 +90,18 @@ pub struct Guests {
 }
 
 impl Guests {
-    /// Takes what was counted of the vCPUs among the readings.
-    pub fn update(&mut self, readings: &[Reading], counted: impl Fn(&Reading) -> Option<Vcpu>) {
+    /// Takes what was counted of the vCPUs among the readings. `known` says whether there is such a tenant.
+    pub fn update(
+        &mut self,
+        readings: &[Reading],
+        known: impl Fn(TenantIndex) -> bool,
+        counted: impl Fn(&Reading) -> Option<Vcpu>,
+    ) {
         self.round += 1;
-        let tenants = |reading: &&Reading| !matches!(reading.slot.tenant, 0 | TENANT_GONE);
+        let tenants = |reading: &&Reading| {
+            let tenant = reading.slot.tenant;
+            !matches!(tenant, 0 | TENANT_GONE) && known(tenant)
+        };
         for reading in readings.iter().filter(|r| r.is_vcpu()).filter(tenants) {
             let tenant = reading.slot.tenant;
             let sums = self.tenants.entry(tenant).or_default();

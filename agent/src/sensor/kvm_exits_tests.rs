@@ -61,7 +61,8 @@ fn update(guests: &mut Guests, vcpus: &[(SlotIndex, Option<Vcpu>)]) {
         .iter()
         .map(|&(index, _)| reading(index, TENANT))
         .collect();
-    guests.update(&readings, |reading| {
+    let known = |tenant| tenant == TENANT;
+    guests.update(&readings, known, |reading| {
         let of = vcpus.iter().find(|(index, _)| *index == reading.index);
         of.and_then(|(_, vcpu)| *vcpu)
     });
@@ -193,8 +194,13 @@ fn a_tenant_without_vcpus_has_no_figures() {
     let mut guests = Guests::default();
     let mut thread = reading(1, TENANT);
     thread.slot.flags = FLAG_LIVE;
-    guests.update(&[thread, reading(2, 0)], |_| Some(counters(1)));
+    guests.update(
+        &[thread, reading(2, 0), reading(3, 77)],
+        |tenant| tenant == TENANT,
+        |_| Some(counters(1)),
+    );
     assert_eq!(guests.close(TENANT, LIVE), None);
+    assert_eq!(guests.close(77, LIVE), None, "nobody knows that tenant");
 }
 
 #[test]
