@@ -110,6 +110,164 @@ pub const HEAD_BYTES_MAX: usize = 64;
 const _: () = assert!(size_of::<Slot>() == 296);
 const _: () = assert!(align_of::<Slot>() == 8);
 
+/// Kinds of VM exits a [`Vcpu`] can list with their numbers; the first ones met are listed.
+pub const REASONS: usize = 12;
+
+/// A counter of a [`Vcpu`] that this kernel does not have, or that its source does not count: not known, never 0.
+pub const NOT_COUNTED: u64 = u64::MAX;
+
+/// Nothing was counted yet.
+pub const SOURCE_NONE: u32 = 0;
+/// [`Vcpu`]'s counters are KVM's own (`kvm_vcpu.stat`), copied as they are.
+pub const SOURCE_KVM: u32 = 1;
+/// [`Vcpu`]'s counters are counted at the tracepoint `kvm:kvm_exit`, from 0.
+pub const SOURCE_TRACEPOINT: u32 = 2;
+
+/// What KVM counted of one watched vCPU thread. Indexed like the slots, in a table of its own: threads that are no
+/// vCPU never touch it. Written by the kernel half alone, on the CPU that runs the thread; `sequence` is odd meanwhile.
+///
+/// A record belongs to the thread named by `tid` and `start_boottime_ns`, those of its slot; else it is an earlier one's.
+/// Counters only grow while the thread keeps its vCPU, and tell nothing of what was before the first reading.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Vcpu {
+    /// `Slot::start_boottime_ns` of the thread.
+    pub start_boottime_ns: u64,
+    /// `Slot::tid` of the thread.
+    pub tid: u32,
+    /// Odd while the record is being written.
+    pub sequence: u32,
+    /// `SOURCE_…`: where the counters of exits come from.
+    pub source: u32,
+    /// `kvm_vcpu.vcpu_id`; only with [`SOURCE_KVM`].
+    pub vcpu_id: u32,
+    /// `ISA_…` of the last exit, whose reasons it is; only with [`SOURCE_TRACEPOINT`].
+    pub isa: u32,
+    /// Readings so far.
+    pub readings: u32,
+    /// CLOCK_MONOTONIC before which KVM's counters are not read again, ns.
+    pub next_read_ns: u64,
+    /// CLOCK_MONOTONIC of which the counters are, ns; 0 if there was no reading.
+    pub read_ns: u64,
+
+    // kvm_exits
+    /// All VM exits.
+    pub exits: u64,
+    /// HLT.
+    pub halts: u64,
+    /// Port I/O.
+    pub io: u64,
+    /// Memory-mapped I/O.
+    pub mmio: u64,
+    /// Interrupts of the host.
+    pub interrupts: u64,
+    /// Hypercalls.
+    pub hypercalls: u64,
+    /// Reads and writes of model-specific registers; only with [`SOURCE_TRACEPOINT`].
+    pub msrs: u64,
+    /// Nested page faults; only with [`SOURCE_TRACEPOINT`].
+    pub page_faults: u64,
+    /// Exits of an instruction set whose reasons are not known here; only with [`SOURCE_TRACEPOINT`].
+    pub foreign: u64,
+    /// Polled in a halt until the wake-up came, ns; only with [`SOURCE_KVM`].
+    pub halt_poll_success_ns: u64,
+    /// Polled in a halt in vain, ns; only with [`SOURCE_KVM`].
+    pub halt_poll_fail_ns: u64,
+    /// Slept in a halt, ns; only with [`SOURCE_KVM`].
+    pub halt_wait_ns: u64,
+
+    // msr_writes, counted from 0
+    /// Times `kvm:kvm_msr` was met: reads and writes, of whatever register.
+    pub msr_events: u64,
+    /// Writes to AMD's prefetcher registers.
+    pub prefetcher_writes_amd: u64,
+    /// Writes to Intel's.
+    pub prefetcher_writes_intel: u64,
+
+    /// Exit reasons as the CPU numbers them; those with a count below. Only with [`SOURCE_TRACEPOINT`].
+    pub reason_codes: [u32; REASONS],
+    /// How often each was met.
+    pub reason_counts: [u32; REASONS],
+}
+
+const _: () = assert!(size_of::<Vcpu>() == 264);
+const _: () = assert!(align_of::<Vcpu>() == 8);
+
+/// Offsets into KVM's structures and into its tracepoints' records, and what is to be done with them. In bytes; 0 means
+/// that there is no such field (none lies at 0). Handed over in the array map `KVM`, and not as a global: the `kvm` module
+/// may be loaded after the agent.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KvmOffsets {
+    /// `SOURCE_…`: from where exits are to be counted.
+    pub source: u32,
+    /// From the start of `kvm_vcpu` to `preempt_notifier.link`.
+    pub vcpu_notifier_link: u32,
+    /// `kvm_vcpu.vcpu_id`.
+    pub vcpu_id: u32,
+    /// `kvm_vcpu.stat.exits`.
+    pub exits: u32,
+    /// `kvm_vcpu.stat.halt_exits`.
+    pub halts: u32,
+    /// `kvm_vcpu.stat.io_exits`.
+    pub io: u32,
+    /// `kvm_vcpu.stat.mmio_exits`.
+    pub mmio: u32,
+    /// `kvm_vcpu.stat.irq_exits`.
+    pub interrupts: u32,
+    /// `kvm_vcpu.stat.hypercalls`.
+    pub hypercalls: u32,
+    /// `kvm_vcpu.stat.generic.halt_poll_success_ns`.
+    pub halt_poll_success_ns: u32,
+    /// `kvm_vcpu.stat.generic.halt_poll_fail_ns`.
+    pub halt_poll_fail_ns: u32,
+    /// `kvm_vcpu.stat.generic.halt_wait_ns`.
+    pub halt_wait_ns: u32,
+    /// `kvm_vcpu.arch.regs`: the guest's general registers as of its last exit.
+    pub general_registers: u32,
+    /// `exit_reason` in the record of `kvm:kvm_exit`.
+    pub exit_reason: u32,
+    /// `isa` in the record of `kvm:kvm_exit`.
+    pub exit_isa: u32,
+    /// `write` in the record of `kvm:kvm_msr`.
+    pub msr_write: u32,
+    /// `ecx` in the record of `kvm:kvm_msr`.
+    pub msr_ecx: u32,
+}
+
+/// Offsets into a tracepoint's record are below this, a power of two.
+pub const RECORD_BYTES_MAX: u32 = 256;
+
+/// What a VM exit counts as, besides as an exit.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExitClass {
+    /// Nothing of the following.
+    Other = 0,
+    /// HLT.
+    Halt = 1,
+    /// Port I/O.
+    Io = 2,
+    /// Memory-mapped I/O.
+    Mmio = 3,
+    /// An interrupt of the host.
+    Interrupt = 4,
+    /// A model-specific register.
+    Msr = 5,
+    /// A nested page fault.
+    PageFault = 6,
+    /// A hypercall.
+    Hypercall = 7,
+}
+
+/// `KVM_ISA_VMX`, arch/x86/kvm/trace.h: exit reasons are Intel's.
+pub const ISA_VMX: u32 = 1;
+/// `KVM_ISA_SVM`, arch/x86/kvm/trace.h: exit reasons are AMD's.
+pub const ISA_SVM: u32 = 2;
+/// Exit reasons below this have a class in the array map `EXIT_CLASSES`, at `isa * EXIT_REASONS_MAX + reason` with Intel's
+/// first: all that KVM handles but those of SEV-ES, which start at 0x8000_0000 and are in no class.
+pub const EXIT_REASONS_MAX: u32 = 2048;
+
 /// Offsets into kernel structures, resolved from the running kernel's BTF when the programs are loaded.
 /// All in bytes. Handed over as one `.rodata` global.
 #[repr(C)]

@@ -1,10 +1,13 @@
-//! The kernel half of the agent: one program at every switch of the scheduler, one at every fork and one at every exec.
+//! The kernel half of the agent: one program at every switch of the scheduler, one at every fork and one at every exec;
+//! two more only where and while they are needed.
 //!
 //! - `sched_switch` (`tp_btf/sched_switch`): the thread that leaves has its books copied into its slot
 //!   ([`sensor::cpu`]); the thread that enters is looked up, and its registers, saved when it last left,
 //!   are looked at ([`sensor::fp_rounding`], [`sensor::register_randomness`]).
 //! - `sched_process_fork` (`tp_btf/sched_process_fork`): a child of a watched thread is watched from birth.
 //! - `sched_process_exec` (`tp_btf/sched_process_exec`): a thread that execs may get another id.
+//! - `kvm_exit` and `kvm_msr` (classic tracepoints of KVM's): attached only while guests exist; the former only where
+//!   KVM's own counters cannot be read ([`sensor::kvm_exits`], [`sensor::msr_writes`]).
 //!
 //! Work per event is constant: no loops over tasks, nothing allocated, one hash lookup for the thread that
 //! enters, none for the one that leaves (it is the one that entered), nothing for the idle task.
@@ -19,7 +22,10 @@ mod sensor;
 mod task;
 mod thread;
 
-use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
+use aya_ebpf::{
+    macros::{btf_tracepoint, tracepoint},
+    programs::{BtfTracePointContext, TracePointContext},
+};
 
 use crate::task::Task;
 
@@ -57,6 +63,20 @@ pub fn sched_process_exec(ctx: BtfTracePointContext) -> i32 {
     // SAFETY: the arguments' types are those of the tracepoint's prototype.
     let (task, old_tid) = unsafe { (Task::new(ctx.arg(0)), ctx.arg::<u32>(1)) };
     thread::renamed(task, old_tid);
+    0
+}
+
+/// Fired after each VM exit, on the vCPU's thread. 0: nothing is to be recorded.
+#[tracepoint(category = "kvm", name = "kvm_exit")]
+pub fn kvm_exit(ctx: TracePointContext) -> u32 {
+    sensor::kvm_exits::count(&ctx);
+    0
+}
+
+/// Fired when KVM handles a guest's RDMSR or WRMSR, on the vCPU's thread. 0: nothing is to be recorded.
+#[tracepoint(category = "kvm", name = "kvm_msr")]
+pub fn kvm_msr(ctx: TracePointContext) -> u32 {
+    sensor::msr_writes::count(&ctx);
     0
 }
 

@@ -8,15 +8,20 @@
 //! | `CURRENT` | per CPU: slot of the thread that runs there, 0 if it is not watched |
 //! | `AHEAD` | per CPU: how far the run queue's clock is ahead of CLOCK_MONOTONIC, ns, wrapping; 0 if not known |
 //! | `COUNTERS` | per CPU: what went wrong, by [`Counter`] |
+//! | `VCPUS` | one [`Vcpu`] per slot; only those of vCPU threads are used; mapped by the agent |
+//! | `KVM` | one [`KvmOffsets`], written by the agent before it attaches what needs it |
+//! | `EXIT_CLASSES` | exit reason → `ExitClass`, written by the agent |
 //!
-//! `max_entries` of the first three are set by the agent at load. None has room for register contents.
+//! `max_entries` of the first three and of `VCPUS` are set by the agent at load. None has room for register contents.
 
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_NOEXIST},
     macros::map,
     maps::{Array, HashMap, PerCpuArray, Queue},
 };
-use davy_abi::{COUNTERS as COUNTERS_LEN, Counter, Slot, SlotIndex};
+use davy_abi::{
+    COUNTERS as COUNTERS_LEN, Counter, EXIT_REASONS_MAX, KvmOffsets, Slot, SlotIndex, Vcpu,
+};
 
 #[map]
 static SLOTS: Array<Slot> = Array::with_max_entries(1, BPF_F_MMAPABLE);
@@ -35,6 +40,33 @@ static AHEAD: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 
 #[map]
 static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(COUNTERS_LEN, 0);
+
+#[map]
+static VCPUS: Array<Vcpu> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+#[map]
+static KVM: Array<KvmOffsets> = Array::with_max_entries(1, 0);
+
+#[map]
+static EXIT_CLASSES: Array<u32> = Array::with_max_entries(2 * EXIT_REASONS_MAX, 0);
+
+/// The record of the vCPU thread in that slot; `None` past the table's end.
+#[inline(always)]
+pub fn vcpu(index: SlotIndex) -> Option<*mut Vcpu> {
+    VCPUS.get_ptr_mut(index)
+}
+
+/// Offsets into KVM's structures.
+#[inline(always)]
+pub fn kvm() -> Option<&'static KvmOffsets> {
+    KVM.get(0)
+}
+
+/// The class of an exit reason, as a number; 0 (other) past the table's end.
+#[inline(always)]
+pub fn exit_class(index: u32) -> u32 {
+    EXIT_CLASSES.get(index).copied().unwrap_or(0)
+}
 
 /// This CPU's element of `CURRENT`.
 #[inline(always)]

@@ -111,6 +111,15 @@ impl Task {
         self.load::<u64>(offset!(task_preempt_notifiers_first)) != 0
     }
 
+    /// Address of the preempt notifier's `link`, which lies in the thread's `kvm_vcpu`; 0 if none is loaded. Read by the
+    /// helper, as a number: from the pointer itself the verifier lets nobody walk back to what contains it.
+    #[inline(always)]
+    pub fn preempt_notifier(self) -> u64 {
+        let first = self.0.wrapping_add(offset!(task_preempt_notifiers_first));
+        // SAFETY: the helper checks the address itself and fails instead of faulting.
+        unsafe { bpf_probe_read_kernel(first.cast::<u64>()) }.unwrap_or(0)
+    }
+
     /// The thread's `struct fpstate`: the guest's while a vCPU is inside `KVM_RUN`, else its own.
     #[inline(always)]
     pub fn fpstate(self) -> Option<Fpstate> {

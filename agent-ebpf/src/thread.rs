@@ -1,6 +1,6 @@
 //! A watched thread's way through the kernel half: born or found, entering, leaving, dead.
 
-use aya_ebpf::helpers::{bpf_get_smp_processor_id, bpf_ktime_get_ns};
+use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_get_smp_processor_id, bpf_ktime_get_ns};
 use davy_abi::{
     FLAG_ENDED, FLAG_LIVE, FLAG_RENAMED, FLAG_VCPU, NEVER_NS, Slot, SlotIndex, TENANT_GONE,
     TenantIndex,
@@ -67,7 +67,25 @@ pub fn enter(next: Task) -> SlotIndex {
         slot.next_sample_ns = now_ns + setting!(sample_interval_ns);
         sensor::look(slot, next);
     }
+    sensor::kvm_exits::enter(slot, index, next, now_ns);
     index
+}
+
+/// The thread that runs on this CPU and its slot, if it is watched and was seen coming.
+#[inline(always)]
+pub fn running() -> Option<(&'static Slot, SlotIndex)> {
+    let current = maps::current()?;
+    // SAFETY: points into this CPU's own element.
+    let index = unsafe { *current };
+    if index == 0 {
+        return None;
+    }
+    let slot = maps::slot(index)?;
+    // SAFETY: points into the slot table; this CPU is the slot's only writer while the thread is on it.
+    let slot = unsafe { &*slot };
+    // The lower half is the thread's id (bpf-helpers(7)).
+    let tid = bpf_get_current_pid_tgid() as u32;
+    (slot.tid == tid && slot.flags & FLAG_LIVE != 0).then_some((slot, index))
 }
 
 /// A child of a watched thread is watched from birth, in its parent's tenant.

@@ -20,6 +20,16 @@ use crate::{
 pub const NO_KVM: &str = "no /dev/kvm: this host cannot run VMs now; load kvm_intel or kvm_amd (and enable \
      virtualization in the firmware), or configure tenants by cgroup or pid";
 
+/// All sensors, as far as they are named where the kernel half cannot say it itself.
+const SENSORS: [&str; 6] = [
+    "cpu",
+    "fp_rounding",
+    "register_randomness",
+    "kvm_exits",
+    "msr_writes",
+    pmu::NAME,
+];
+
 /// What was found. Its JSON form is `--json`'s output.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Report {
@@ -113,7 +123,7 @@ pub fn report(requirements: &[Requirement], loaded: &Loaded) -> Report {
             })
             .collect()
     } else {
-        ["cpu", "fp_rounding", "register_randomness", pmu::NAME]
+        SENSORS
             .map(|name| Sensor {
                 name: name.to_owned(),
                 supported: false,
@@ -180,16 +190,18 @@ pub fn print(json: bool) -> anyhow::Result<ExitCode> {
         ..KernelOptions::default()
     };
     let loaded = match Kernel::load(&options) {
-        Ok(kernel) => Loaded {
-            error: None,
-            vcpus_unsupported: ThreadSource::vcpus_unsupported(&kernel)
-                .or_else(|| (!ProcFs.kvm_present()).then(|| NO_KVM.to_owned())),
-            sensors: {
-                let mut sensors = kernel.sensors();
-                sensors.push(counters());
-                sensors
-            },
-        },
+        Ok(mut kernel) => {
+            // As if there were guests: only then is it known whether the tracepoints can be attached.
+            kernel.follow_guests(true);
+            let mut sensors = kernel.sensors();
+            sensors.push(counters());
+            Loaded {
+                error: None,
+                vcpus_unsupported: ThreadSource::vcpus_unsupported(&kernel)
+                    .or_else(|| (!ProcFs.kvm_present()).then(|| NO_KVM.to_owned())),
+                sensors,
+            }
+        }
         Err(error) => Loaded {
             error: Some(chain(&error)),
             ..Loaded::default()

@@ -18,6 +18,7 @@ use crate::{
     kernel::Reading,
     sensor::{
         Looks,
+        kvm_exits::{GuestWindow, Guests, HostStates},
         pmu::{self, Pmu},
         register_state,
     },
@@ -114,6 +115,7 @@ pub struct Observer<S, P> {
     tests: Tests,
     /// `None`: its evidence says nothing of the sensor.
     pmu: Option<Pmu>,
+    guests: Guests,
     readings: Vec<Reading>,
     deltas: Vec<ThreadDelta>,
     carried: HashMap<String, TenantEvidence>,
@@ -139,6 +141,7 @@ impl<S: ThreadSource, P: Processes> Observer<S, P> {
             accountant: Accountant::default(),
             tests: Tests::default(),
             pmu: None,
+            guests: Guests::default(),
             readings: Vec::new(),
             deltas: Vec::new(),
             carried: HashMap::new(),
@@ -247,6 +250,14 @@ impl<S: ThreadSource, P: Processes> Observer<S, P> {
         {
             now_ns = self.take_readings();
         }
+        let (source, tenants) = (&self.source, &self.registry);
+        self.guests.update(
+            &self.readings,
+            |index| tenants.tenant(index).is_some(),
+            |reading| source.counted(reading),
+        );
+        let any_guest = self.readings.iter().any(Reading::is_vcpu);
+        self.source.follow_guests(any_guest);
         self.resume_tests(now_ns);
         let registry = &self.registry;
         let deltas = self.accountant.update(&self.readings, now_ns, |index| {
@@ -295,6 +306,10 @@ impl<S: ThreadSource, P: Processes> Observer<S, P> {
             fp_rounding: state_of(&sensors, "fp_rounding"),
             register_randomness: state_of(&sensors, "register_randomness"),
         };
+        let guest_host = HostStates {
+            kvm_exits: state_of(&sensors, "kvm_exits"),
+            msr_writes: state_of(&sensors, "msr_writes"),
+        };
         let mut sums = self.accountant.close();
         let successions = self.registry.successions();
         for &(ended, successor) in &successions {
@@ -302,6 +317,7 @@ impl<S: ThreadSource, P: Processes> Observer<S, P> {
             if let Some(pmu) = &mut self.pmu {
                 pmu.merge(ended, successor);
             }
+            self.guests.merge(ended, successor);
             if let Some(part) = sums.remove(&ended) {
                 sums.entry(successor).or_default().add(&part);
             }
@@ -319,13 +335,19 @@ impl<S: ThreadSource, P: Processes> Observer<S, P> {
             let mut evidence = self.tests.close(tenant.index, span_ns, host);
             let pmu = self.pmu.as_mut();
             evidence.pmu = pmu.map(|pmu| pmu.close(tenant.index, span_ns));
+            let guest = self.guests.close(tenant.index, guest_host);
+            evidence.kvm_exits = guest.map(|guest| guest.kvm_exits);
+            evidence.msr_writes = guest.map(|guest| guest.msr_writes);
             let verdict = verdict(&evidence);
             let level = level_name(verdict.level);
             *self.overview.tenants.entry(level).or_default() += 1;
             if self.levels.insert(tenant.index, verdict.level) != Some(verdict.level) {
                 info!(tenant = %tenant.key, name = %tenant.name, verdict = level, reason = verdict.reasons.first(), "verdict");
             }
-            tenants.push((verdict.level, message(tenant, &sums, &evidence, &verdict)));
+            tenants.push((
+                verdict.level,
+                message(tenant, &sums, guest.as_ref(), &evidence, &verdict),
+            ));
         }
         let (tenants, left_out) = most_telling(tenants, TENANTS_MAX);
         if left_out > 0 && self.overview.tenants_left_out == 0 {
@@ -341,6 +363,7 @@ impl<S: ThreadSource, P: Processes> Observer<S, P> {
             if let Some(pmu) = &mut self.pmu {
                 pmu.forget(index);
             }
+            self.guests.forget(index);
             self.levels.remove(&index);
         }
         self.overview.sensors = sensors
@@ -415,12 +438,13 @@ impl<S: ThreadSource, P: Processes> Observer<S, P> {
     }
 
     /// What the sensors did on this host in the window that ends now.
-    fn sensors(&self) -> Vec<(&'static str, SensorState, String)> {
+    fn sensors(&mut self) -> Vec<(&'static str, SensorState, String)> {
         let looks = |in_window, ever| Looks {
             in_window,
             ever,
             all_confidential: false,
         };
+        let (exits_read, exits_ever, msrs_fired) = self.guests.seen();
         let threads = u64::try_from(self.accountant.threads()).unwrap_or(u64::MAX);
         // Whoever has a droplet can find VMs, wherever the device's node is.
         let droplets =
@@ -433,10 +457,11 @@ impl<S: ThreadSource, P: Processes> Observer<S, P> {
             .sensors()
             .into_iter()
             .map(|(name, can, reason)| {
-                let looks = if name == "cpu" {
-                    looks(threads, self.ever_watched)
-                } else {
-                    looks(self.looks, self.ever_looked)
+                let looks = match name {
+                    "cpu" => looks(threads, self.ever_watched),
+                    "kvm_exits" => looks(u64::from(exits_read), exits_ever),
+                    "msr_writes" => looks(u64::from(msrs_fired), msrs_fired),
+                    _ => looks(self.looks, self.ever_looked),
                 };
                 (name, register_state(can, looks), reason)
             })
@@ -492,6 +517,7 @@ fn cut(mut reason: String) -> String {
 fn message(
     tenant: &Tenant,
     sums: &WindowSums,
+    guest: Option<&GuestWindow>,
     evidence: &TenantEvidence,
     verdict: &Verdict,
 ) -> v1::TenantWindow {
@@ -515,6 +541,9 @@ fn message(
             run_queue_wait_ns: sums.cpu.run_queue_wait_ns,
             voluntary_switches: sums.cpu.voluntary_switches,
             involuntary_switches: sums.cpu.involuntary_switches,
+            halt_poll_ns: guest
+                .and_then(|guest| guest.halt_poll)
+                .map(|poll| poll.total_ns()),
         }),
         evidence: Some(v1::Evidence::from(evidence)),
         verdict: Some(v1::Verdict::from(verdict)),

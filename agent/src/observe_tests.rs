@@ -85,7 +85,9 @@ fn sensors_that_cannot_measure_are_said_so() {
         [
             v1::SensorState::Live,
             v1::SensorState::Live,
-            v1::SensorState::Unsupported
+            v1::SensorState::Unsupported,
+            v1::SensorState::NeverRan,
+            v1::SensorState::NeverRan,
         ]
     );
     assert_eq!(window.sensors[2].reason, "scripted to be absent");
@@ -426,4 +428,85 @@ fn the_stored_mix_goes_on_after_a_restart() {
     let pmu = window.tenants[0].evidence.as_ref().unwrap().pmu.unwrap();
     assert!(pmu.mix_concluded);
     assert_eq!(pmu.state(), v1::SensorState::NeverRan);
+}
+
+/// KVM's counters of the vCPU in slot 1 at the present time.
+fn count_exits(observer: &mut Observer<Script, ScriptedProcesses>) {
+    let now_ns = observer.source.now_ns;
+    let vcpu = davy_abi::Vcpu {
+        source: davy_abi::SOURCE_KVM,
+        read_ns: now_ns,
+        exits: now_ns / 1_000_000,
+        halts: now_ns / 100_000_000,
+        halt_poll_success_ns: now_ns / 1_000,
+        msr_events: now_ns / SECOND_NS,
+        prefetcher_writes_amd: 4,
+        ..davy_abi::Vcpu::default()
+    };
+    observer.source.vcpus.insert(1, vcpu);
+}
+
+#[test]
+fn what_kvm_counted_of_a_vm_is_reported_and_told_among_the_reasons() {
+    let mut observer = observer_of_a_vm();
+    count_exits(&mut observer);
+    observer.look();
+    observer.source.now_ns += 10 * SECOND_NS;
+    count_exits(&mut observer);
+    observer.look();
+    let window = observer.close(span(1_000 * SECOND_NS, 10 * SECOND_NS));
+    let tenant = &window.tenants[0];
+    assert_eq!(tenant.cpu.unwrap().halt_poll_ns, Some(10_000_000));
+    let evidence = tenant.evidence.as_ref().unwrap();
+    let exits = evidence.kvm_exits.as_ref().unwrap();
+    assert_eq!(exits.state(), v1::SensorState::Live);
+    assert_eq!(
+        (exits.exits, exits.halts, exits.observed_ns),
+        (10_000, Some(100), 10 * SECOND_NS)
+    );
+    let msrs = evidence.msr_writes.as_ref().unwrap();
+    assert_eq!(
+        (msrs.state(), msrs.prefetcher_writes),
+        (v1::SensorState::Live, 4)
+    );
+    let reasons = tenant.verdict.as_ref().unwrap().reasons.join("\n");
+    assert!(reasons.contains("halts 10.0/s"), "{reasons}");
+    assert!(reasons.contains("4 since it is watched"), "{reasons}");
+    assert_eq!(
+        tenant.verdict.as_ref().unwrap().level(),
+        v1::VerdictLevel::Quiet
+    );
+    let states: Vec<_> = window.sensors.iter().map(v1::SensorStatus::state).collect();
+    assert_eq!(states[3..], [v1::SensorState::Live; 2]);
+}
+
+#[test]
+fn a_process_without_vcpus_says_nothing_of_exits_and_needs_no_tracepoint() {
+    let mut processes = ScriptedProcesses::default();
+    processes.run(100, "sleep 60");
+    let mut observer = observer(processes);
+    observer.source.thread(1, 100, 0);
+    observer
+        .enter("pid:100".to_owned(), String::new(), |source, index| {
+            source.watch_process(100, index)?;
+            Ok::<_, std::io::Error>(Kind::Process { tgid: 100 })
+        })
+        .unwrap();
+    let window = close(&mut observer);
+    let tenant = &window.tenants[0];
+    let evidence = tenant.evidence.as_ref().unwrap();
+    assert_eq!((&evidence.kvm_exits, &evidence.msr_writes), (&None, &None));
+    assert_eq!(tenant.cpu.unwrap().halt_poll_ns, None);
+    assert!(!observer.source.guests_said.contains(&true));
+}
+
+#[test]
+fn the_source_is_told_when_guests_come_and_go() {
+    let mut observer = observer_of_a_vm();
+    observer.look();
+    assert_eq!(observer.source.guests_said.last(), Some(&true));
+    observer.source.end(1);
+    observer.look();
+    observer.look();
+    assert_eq!(observer.source.guests_said.last(), Some(&false));
 }

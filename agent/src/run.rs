@@ -228,6 +228,8 @@ fn say_sensors(kernel: &Kernel) {
     for (sensor, state, reason) in kernel.sensors() {
         if state == SensorState::Unsupported {
             states.push(format!("{sensor}: unsupported ({reason})"));
+        } else if !reason.is_empty() {
+            states.push(format!("{sensor}: ready ({reason})"));
         } else {
             states.push(format!("{sensor}: ready"));
         }

@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use davy_abi::{SlotIndex, TenantIndex};
+use davy_abi::{SlotIndex, TenantIndex, Vcpu};
 use davy_evidence::SensorState;
 
 use crate::kernel::{Kernel, KernelError, ProgramCost, Reading, WatchedThreads};
@@ -49,6 +49,10 @@ pub trait ThreadSource {
     fn assign(&mut self, slot: SlotIndex, tenant: TenantIndex);
     /// Hands an ended slot back after its last figures were used.
     fn release(&mut self, reading: &Reading);
+    /// What KVM counted of a vCPU thread; `None` if there was no reading yet.
+    fn counted(&self, reading: &Reading) -> Option<Vcpu>;
+    /// Says whether there are guests: KVM's tracepoints are attached only then.
+    fn follow_guests(&mut self, guests: bool);
     /// What each sensor can do on this host, with the reason if it cannot.
     fn sensors(&self) -> Vec<(&'static str, SensorState, String)>;
     /// Why vCPU threads are not found by themselves on this host, if they are not.
@@ -106,6 +110,14 @@ impl ThreadSource for Kernel {
 
     fn release(&mut self, reading: &Reading) {
         Kernel::release(self, reading);
+    }
+
+    fn counted(&self, reading: &Reading) -> Option<Vcpu> {
+        Kernel::vcpu(self, reading)
+    }
+
+    fn follow_guests(&mut self, guests: bool) {
+        Kernel::follow_guests(self, guests);
     }
 
     fn sensors(&self) -> Vec<(&'static str, SensorState, String)> {

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use davy_abi::{FLAG_ENDED, FLAG_LIVE, FLAG_VCPU, Slot, SlotIndex, TenantIndex};
+use davy_abi::{FLAG_ENDED, FLAG_LIVE, FLAG_VCPU, Slot, SlotIndex, TenantIndex, Vcpu};
 use davy_evidence::SensorState;
 
 use super::ThreadSource;
@@ -31,6 +31,10 @@ pub(crate) struct Script {
     pub(crate) later_threads: Vec<(SlotIndex, u32)>,
     pub(crate) vcpus_unsupported: Option<String>,
     pub(crate) released: Vec<SlotIndex>,
+    /// What KVM counted of each slot's thread.
+    pub(crate) vcpus: BTreeMap<SlotIndex, Vcpu>,
+    /// What was said about guests, at each look.
+    pub(crate) guests_said: Vec<bool>,
 }
 
 impl Script {
@@ -136,6 +140,14 @@ impl ThreadSource for Script {
         self.released.push(reading.index);
     }
 
+    fn counted(&self, reading: &Reading) -> Option<Vcpu> {
+        self.vcpus.get(&reading.index).copied()
+    }
+
+    fn follow_guests(&mut self, guests: bool) {
+        self.guests_said.push(guests);
+    }
+
     fn sensors(&self) -> Vec<(&'static str, SensorState, String)> {
         vec![
             ("cpu", SensorState::Live, String::new()),
@@ -145,6 +157,8 @@ impl ThreadSource for Script {
                 SensorState::Unsupported,
                 "scripted to be absent".to_owned(),
             ),
+            ("kvm_exits", SensorState::Live, "scripted".to_owned()),
+            ("msr_writes", SensorState::Live, "scripted".to_owned()),
         ]
     }
 

@@ -11,6 +11,7 @@ use davy_proto::v1::inventory_client::InventoryClient;
 use serde::Serialize;
 use tonic::transport::{Channel, Endpoint};
 
+mod guests;
 mod model;
 mod model_pmu;
 mod render;

@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use davy_proto::v1;
 use serde::Serialize;
 
+pub use crate::guests::{KvmExits, MsrWrites};
 use crate::model_pmu::Pmu;
 
 /// Version of the documents.
@@ -101,6 +102,10 @@ pub struct Window {
     pub fp_rounding: Option<FpRounding>,
     /// What `register_randomness` found.
     pub register_randomness: Option<RegisterRandomness>,
+    /// What `kvm_exits` found.
+    pub kvm_exits: Option<KvmExits>,
+    /// What `msr_writes` found.
+    pub msr_writes: Option<MsrWrites>,
     /// What performance counters showed; `null` from an agent without that sensor.
     pub pmu: Option<Pmu>,
     /// The detector's verdict.
@@ -126,6 +131,8 @@ pub struct Cpu {
     pub voluntary_switches: u64,
     /// Switches against it.
     pub involuntary_switches: u64,
+    /// Host time of vCPU threads spent polling in a guest's halt; `null` if not known.
+    pub halt_poll_ns: Option<u64>,
 }
 
 /// What `fp_rounding` found in a window.
@@ -369,6 +376,8 @@ impl Window {
         let v1::Evidence {
             fp_rounding,
             register_randomness,
+            kvm_exits,
+            msr_writes,
             pmu,
         } = evidence.unwrap_or_default();
         Self {
@@ -387,6 +396,8 @@ impl Window {
             cpu: cpu.map(|cpu| Cpu::new(cpu, window_ns)),
             fp_rounding: fp_rounding.map(FpRounding::from),
             register_randomness: register_randomness.map(RegisterRandomness::from),
+            kvm_exits: kvm_exits.map(KvmExits::from),
+            msr_writes: msr_writes.map(MsrWrites::from),
             pmu: pmu.map(Pmu::from),
             verdict: verdict.unwrap_or_default().into(),
         }
@@ -408,6 +419,7 @@ impl Cpu {
             run_queue_wait_ns,
             voluntary_switches,
             involuntary_switches,
+            halt_poll_ns,
         } = wire;
         Self {
             percent_of_one_cpu: percent(on_cpu_ns, window_ns),
@@ -418,6 +430,7 @@ impl Cpu {
             run_queue_wait_ns,
             voluntary_switches,
             involuntary_switches,
+            halt_poll_ns,
         }
     }
 }

@@ -361,8 +361,11 @@ fn cpu_in_full(window: &Window) -> String {
         percent(ns, window.window_ns)
             .map_or_else(|| "unknown".to_owned(), |share| format!("{share:.1} %"))
     };
+    let polled = figures
+        .halt_poll_ns
+        .map_or_else(String::new, |ns| format!(", polled in halts {}", share(ns)));
     format!(
-        "{} of one CPU by {} threads (vCPUs {}, in the guest {}), waited {}; switches: {} voluntary, {} involuntary",
+        "{} of one CPU by {} threads (vCPUs {}, in the guest {}{polled}), waited {}; switches: {} voluntary, {} involuntary",
         cpu(window),
         figures.threads,
         share(figures.vcpu_on_cpu_ns),

@@ -22,8 +22,7 @@ fn evidence(modes: [u64; 4], duty: Option<f64>) -> v1::Evidence {
             duty: duty.unwrap_or(0.0),
             ..v1::FpRounding::default()
         }),
-        register_randomness: None,
-        pmu: None,
+        ..v1::Evidence::default()
     }
 }
 
@@ -50,6 +49,7 @@ fn droplet_of(
                 run_queue_wait_ns: 250_000_000,
                 voluntary_switches: 12,
                 involuntary_switches: 345,
+                halt_poll_ns: None,
             }),
             evidence: Some(evidence),
             verdict: Some(v1::Verdict {

@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::kvm_exits::Isa;
+
 /// What a sensor could do in a window. Never a zero that means "don't know".
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -168,6 +170,129 @@ pub struct Pmu {
     pub hash_rate: Option<HashRate>,
 }
 
+/// Most exit reasons that are named for a tenant.
+pub const EXIT_REASONS_MAX: usize = 4;
+
+/// From where `kvm_exits` has its figures.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ExitSource {
+    /// KVM's own counters per vCPU.
+    Counters,
+    /// The tracepoint `kvm:kvm_exit`, where the counters cannot be read.
+    Tracepoint,
+}
+
+/// One reason for exits; none if `count` is 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ExitReason {
+    /// As the CPU numbers it.
+    pub code: u32,
+    /// Exits for it within the window.
+    pub count: u64,
+}
+
+/// What `kvm_exits` found for a tenant's vCPUs within the window. `None` is "not known", never a zero.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub struct KvmExits {
+    /// What the sensor could do.
+    pub state: SensorState,
+    /// Where the figures are from; `None` if there are none.
+    pub source: Option<ExitSource>,
+    /// Sum over the vCPUs of the time in which was counted, ns. KVM's counters are read when a vCPU is switched in, so this is
+    /// not the window's span.
+    pub observed_ns: u64,
+    /// All VM exits.
+    pub exits: u64,
+    /// HLT. A guest that may halt without leaving (`cpu-pm=on`) has none.
+    pub halts: Option<u64>,
+    /// Port I/O.
+    pub io: Option<u64>,
+    /// Memory-mapped I/O.
+    pub mmio: Option<u64>,
+    /// Interrupts of the host.
+    pub interrupts: Option<u64>,
+    /// Hypercalls.
+    pub hypercalls: Option<u64>,
+    /// Whose `reasons`.
+    pub isa: Option<Isa>,
+    /// The most frequent reasons, as far as the source tells reasons (the tracepoint does).
+    pub reasons: [ExitReason; EXIT_REASONS_MAX],
+}
+
+impl KvmExits {
+    /// Adds another part of the same tenant's figures, saturating; the state is left to the caller. What only one of them
+    /// knows is known of that part alone.
+    pub fn add(&mut self, other: &Self) {
+        let Self {
+            state: _,
+            source,
+            observed_ns,
+            exits,
+            halts,
+            io,
+            mmio,
+            interrupts,
+            hypercalls,
+            isa,
+            reasons,
+        } = other;
+        self.source = source.or(self.source);
+        self.observed_ns = self.observed_ns.saturating_add(*observed_ns);
+        self.exits = self.exits.saturating_add(*exits);
+        for (sum, more) in [
+            (&mut self.halts, halts),
+            (&mut self.io, io),
+            (&mut self.mmio, mmio),
+            (&mut self.interrupts, interrupts),
+            (&mut self.hypercalls, hypercalls),
+        ] {
+            *sum = add_known(*sum, *more);
+        }
+        self.isa = isa.or(self.isa);
+        let mut all: Vec<ExitReason> = self.reasons.to_vec();
+        for reason in reasons.iter().filter(|reason| reason.count > 0) {
+            match all
+                .iter_mut()
+                .find(|one| one.count > 0 && one.code == reason.code)
+            {
+                Some(one) => one.count = one.count.saturating_add(reason.count),
+                None => all.push(*reason),
+            }
+        }
+        self.reasons = most_frequent(all);
+    }
+}
+
+/// The sum of what is known; `None` if nothing is.
+#[must_use]
+pub fn add_known(a: Option<u64>, b: Option<u64>) -> Option<u64> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(a.saturating_add(b)),
+        (known, None) | (None, known) => known,
+    }
+}
+
+/// The most frequent of the reasons, most frequent first.
+#[must_use]
+pub fn most_frequent(mut all: Vec<ExitReason>) -> [ExitReason; EXIT_REASONS_MAX] {
+    all.retain(|reason| reason.count > 0);
+    all.sort_by_key(|reason| (std::cmp::Reverse(reason.count), reason.code));
+    all.resize(EXIT_REASONS_MAX, ExitReason::default());
+    std::array::from_fn(|at| all.get(at).copied().unwrap_or_default())
+}
+
+/// What `msr_writes` found for a tenant's vCPUs.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub struct MsrWrites {
+    /// What the sensor could do.
+    pub state: SensorState,
+    /// Writes to the prefetcher's registers within the window.
+    pub prefetcher_writes: u64,
+    /// The same since the agent watches the tenant.
+    pub prefetcher_writes_watched: u64,
+}
+
 /// What all sensors found for a tenant, and the states of their tests after the window.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 pub struct TenantEvidence {
@@ -175,7 +300,46 @@ pub struct TenantEvidence {
     pub fp_rounding: FpRounding,
     /// Random registers.
     pub register_randomness: RegisterRandomness,
+    /// VM exits; `None`: not known (no vCPU, or an agent that does not measure it).
+    #[serde(default)]
+    pub kvm_exits: Option<KvmExits>,
+    /// Writes to model-specific registers; `None`: likewise.
+    #[serde(default)]
+    pub msr_writes: Option<MsrWrites>,
     /// Performance counters; `None` from an agent without that sensor.
     #[serde(default)]
     pub pmu: Option<Pmu>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reason(code: u32, count: u64) -> ExitReason {
+        ExitReason { code, count }
+    }
+
+    #[test]
+    fn parts_add_up_and_what_nobody_knows_stays_unknown() {
+        let part = |halts, reasons: &[ExitReason]| KvmExits {
+            exits: 10,
+            observed_ns: 5,
+            halts,
+            reasons: most_frequent(reasons.to_vec()),
+            ..KvmExits::default()
+        };
+        let mut sum = part(None, &[reason(1, 3), reason(2, 2)]);
+        sum.add(&part(Some(4), &[reason(2, 5)]));
+        assert_eq!(
+            (sum.exits, sum.observed_ns, sum.halts, sum.io),
+            (20, 10, Some(4), None)
+        );
+        assert_eq!(sum.reasons[..3], [reason(2, 7), reason(1, 3), reason(0, 0)]);
+    }
+
+    #[test]
+    fn only_the_most_frequent_reasons_are_kept() {
+        let all = (0..9).map(|code| reason(code, u64::from(code))).collect();
+        assert_eq!(most_frequent(all).map(|one| one.code), [8, 7, 6, 5]);
+    }
 }

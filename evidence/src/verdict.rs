@@ -5,11 +5,14 @@
 //!   vCPU. Two classes of evidence, never one alone.
 //! - `suspect`: anything concluded, but not all of that. RandomX below the duty (a node that verifies), and hashing
 //!   that is not RandomX at whatever speed, in vector or in scalar instructions, end here: only a person can tell.
+//! - `kvm_exits` and `msr_writes` are no classes of evidence: they add a reason in words and numbers, and never decide.
 //! - `quiet`: nothing concluded. The reasons say whether that means "looked and found nothing" or "could not tell".
 
 use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
+
+mod beside;
 
 use crate::{
     FpOps, FpRounding, HashRate, Pmu, RegisterRandomness, SensorState, TenantEvidence, fp_rounding,
@@ -114,6 +117,8 @@ pub fn verdict(evidence: &TenantEvidence) -> Verdict {
     let TenantEvidence {
         fp_rounding: fp,
         register_randomness: rr,
+        kvm_exits,
+        msr_writes,
         pmu,
     } = evidence;
     let mix = pmu.is_some_and(|pmu| pmu.mix_concluded);
@@ -146,6 +151,8 @@ pub fn verdict(evidence: &TenantEvidence) -> Verdict {
     if fp.concluded {
         reasons.push(duty_reason(fp));
     }
+    reasons.extend(kvm_exits.as_ref().map(beside::kvm_exits));
+    reasons.extend(msr_writes.as_ref().map(beside::msr_writes));
     Verdict {
         level,
         reasons,

@@ -169,6 +169,7 @@ fn evidence(fp_concluded: bool, mix_concluded: bool, duty: f64) -> TenantEvidenc
             }),
             ..Pmu::default()
         }),
+        ..TenantEvidence::default()
     }
 }
 
@@ -183,12 +184,12 @@ fn four_modes_and_the_mix_at_a_miners_duty_are_mining() {
          a miner"
     );
     assert_eq!(
-        v.reasons[4],
+        v.reasons[5],
         "pmu, mix of floating-point operations: concluded, 40.8 nats of the 36.5 that conclude; 3 of 3 turns in this window \
          matched"
     );
     assert_eq!(
-        v.reasons[5],
+        v.reasons[6],
         "pmu: 1.50 instructions per cycle, 2.000 cache misses, add:sub:mul:div:sqrt 25.0:25.0:38.1:4.8:7.1 %, divisions for 400 \
          to 600 H/s of RandomX (misses, traps and operations per 1000 instructions)"
     );
@@ -250,7 +251,7 @@ fn counters_that_cannot_count_say_nothing_and_say_so() {
     let v = verdict(&e);
     assert_eq!(v.level, Level::Quiet);
     assert!(
-        v.reasons[4].contains("unsupported here, so it says nothing"),
+        v.reasons[5].contains("unsupported here, so it says nothing"),
         "{:?}",
         v.reasons
     );
@@ -259,7 +260,7 @@ fn counters_that_cannot_count_say_nothing_and_say_so() {
         mix_state: SensorState::Unsupported,
         ..Pmu::default()
     });
-    assert!(verdict(&e).reasons[4].contains("do not tell them apart"));
+    assert!(verdict(&e).reasons[5].contains("do not tell them apart"));
 }
 
 #[test]
@@ -267,5 +268,5 @@ fn what_was_counted_in_part_of_the_time_is_said_to_be_scaled() {
     let mut e = evidence(false, false, 0.0);
     let pmu = e.pmu.as_mut().unwrap();
     pmu.time_running_ns = 750;
-    assert!(verdict(&e).reasons[5].contains("counted in 75.0 % of the time and scaled"));
+    assert!(verdict(&e).reasons[6].contains("counted in 75.0 % of the time and scaled"));
 }

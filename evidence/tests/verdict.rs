@@ -1,8 +1,8 @@
 //! The verdict's rule, clause by clause, and the words of its reasons.
 
 use davy_evidence::{
-    Family, FpOps, FpRounding, HashRate, Level, MINING_DUTY, Pmu, RegisterRandomness, SensorState,
-    TenantEvidence, verdict,
+    ExitReason, ExitSource, Family, FpOps, FpRounding, HashRate, KvmExits, Level, MINING_DUTY,
+    MsrWrites, Pmu, RegisterRandomness, SensorState, TenantEvidence, kvm_exits::Isa, verdict,
 };
 use proptest::prelude::*;
 
@@ -37,7 +37,7 @@ fn miner() -> TenantEvidence {
             general_concluded: false,
             general_test_samples: 54,
         },
-        pmu: None,
+        ..TenantEvidence::default()
     }
 }
 
@@ -61,7 +61,7 @@ fn honest() -> TenantEvidence {
             general_test_samples: 170,
             ..RegisterRandomness::default()
         },
-        pmu: None,
+        ..TenantEvidence::default()
     }
 }
 
@@ -359,14 +359,159 @@ prop_compose! {
     }
 }
 
+/// Exits of a guest that sleeps most of the time, over 2 vCPUs and 10 s.
+fn exits() -> KvmExits {
+    KvmExits {
+        state: SensorState::Live,
+        source: Some(ExitSource::Counters),
+        observed_ns: 20_000_000_000,
+        exits: 1_000,
+        halts: Some(240),
+        io: Some(20),
+        interrupts: Some(100),
+        ..KvmExits::default()
+    }
+}
+
+#[test]
+fn exits_are_told_in_words_and_numbers() {
+    let reason = |kvm_exits| {
+        let mut evidence = honest();
+        evidence.kvm_exits = Some(kvm_exits);
+        verdict(&evidence).reasons.pop().unwrap()
+    };
+    assert_eq!(
+        reason(exits()),
+        "kvm_exits: each vCPU left 50.0 times a second (halts 12.0/s, port I/O 1.0/s, host interrupts 5.0/s); it halts, which a \
+         miner at full speed does not; by KVM's own counters"
+    );
+    let busy = reason(KvmExits {
+        halts: Some(3),
+        ..exits()
+    });
+    assert!(busy.contains("hardly a halt"), "{busy}");
+    let traced = reason(KvmExits {
+        source: Some(ExitSource::Tracepoint),
+        isa: Some(Isa::Svm),
+        reasons: davy_evidence::most_frequent(vec![
+            ExitReason {
+                code: 0x78,
+                count: 240,
+            },
+            ExitReason {
+                code: 0x60,
+                count: 100,
+            },
+        ]),
+        ..exits()
+    });
+    assert!(traced.contains("most often HLT 240, INTR 100"), "{traced}");
+    let never = reason(KvmExits::default());
+    assert_eq!(never, "kvm_exits: never ran, so it says nothing");
+}
+
+#[test]
+fn writes_to_the_prefetchers_registers_corroborate() {
+    let reason = |msr_writes| {
+        let mut evidence = honest();
+        evidence.msr_writes = Some(msr_writes);
+        verdict(&evidence).reasons.pop().unwrap()
+    };
+    let live = MsrWrites {
+        state: SensorState::Live,
+        ..MsrWrites::default()
+    };
+    assert_eq!(
+        reason(live),
+        "msr_writes: none to the prefetcher's registers since it is watched"
+    );
+    let wrote = MsrWrites {
+        prefetcher_writes: 1,
+        prefetcher_writes_watched: 4,
+        ..live
+    };
+    let text = reason(wrote);
+    assert!(
+        text.contains("registers 1 in")
+            && text.contains("4 since")
+            && text.contains("corroborates"),
+        "{text}"
+    );
+    let absent = MsrWrites {
+        state: SensorState::Unsupported,
+        ..MsrWrites::default()
+    };
+    assert_eq!(
+        reason(absent),
+        "msr_writes: unsupported here, so it says nothing"
+    );
+}
+
+fn all_exits() -> impl Strategy<Value = KvmExits> {
+    let count = || prop::option::of(any::<u64>());
+    let counts = (count(), count(), count(), count(), count());
+    let reason = (any::<u32>(), any::<u64>()).prop_map(|(code, count)| ExitReason { code, count });
+    (
+        state(),
+        any::<u64>(),
+        any::<u64>(),
+        counts,
+        prop::array::uniform4(reason),
+    )
+        .prop_map(
+            |(state, observed_ns, exits, (halts, io, mmio, interrupts, hypercalls), reasons)| {
+                KvmExits {
+                    state,
+                    source: Some(ExitSource::Tracepoint),
+                    observed_ns,
+                    exits,
+                    halts,
+                    io,
+                    mmio,
+                    interrupts,
+                    hypercalls,
+                    isa: Some(Isa::Vmx),
+                    reasons,
+                }
+            },
+        )
+}
+
+fn all_msr_writes() -> impl Strategy<Value = MsrWrites> {
+    (state(), any::<u64>(), any::<u64>()).prop_map(|(state, window, watched)| MsrWrites {
+        state,
+        prefetcher_writes: window.min(watched),
+        prefetcher_writes_watched: watched,
+    })
+}
+
 proptest! {
+    /// What is told beside a verdict changes neither its level nor what is computed nor another reason.
+    #[test]
+    fn exits_and_register_writes_never_decide(
+        fp_rounding in fp_rounding(),
+        register_randomness in register_randomness(),
+        kvm_exits in prop::option::of(all_exits()),
+        msr_writes in prop::option::of(all_msr_writes()),
+    ) {
+        let alone = TenantEvidence { fp_rounding, register_randomness, ..TenantEvidence::default() };
+        let beside = verdict(&TenantEvidence { kvm_exits, msr_writes, ..alone });
+        let alone = verdict(&alone);
+        prop_assert_eq!(beside.level, alone.level);
+        prop_assert_eq!(beside.families, alone.families);
+        prop_assert_eq!(&beside.reasons[..alone.reasons.len()], &alone.reasons[..]);
+        let told = usize::from(kvm_exits.is_some()) + usize::from(msr_writes.is_some());
+        prop_assert_eq!(beside.reasons.len(), alone.reasons.len() + told);
+        prop_assert!(beside.reasons.iter().all(|r| (1..=500).contains(&r.chars().count())));
+    }
+
     /// Whatever the evidence: reasons within the wire's limits, `mining` never from one class alone, and the
     /// same verdict again for the same evidence.
     #[test]
     fn any_evidence_has_a_verdict_with_reasons(
         fp_rounding in fp_rounding(), register_randomness in register_randomness(), pmu in prop::option::of(pmu()),
     ) {
-        let e = TenantEvidence { fp_rounding, register_randomness, pmu };
+        let e = TenantEvidence { fp_rounding, register_randomness, pmu, ..TenantEvidence::default() };
         let v = verdict(&e);
         let second = register_randomness.directed_concluded || pmu.is_some_and(|pmu| pmu.mix_concluded);
         prop_assert!(v.level != Level::Mining || (fp_rounding.concluded && second));

@@ -219,11 +219,15 @@ impl From<&TenantEvidence> for v1::Evidence {
         let TenantEvidence {
             fp_rounding,
             register_randomness,
+            kvm_exits,
+            msr_writes,
             pmu,
         } = evidence;
         Self {
             fp_rounding: Some(fp_rounding.into()),
             register_randomness: Some(register_randomness.into()),
+            kvm_exits: kvm_exits.as_ref().map(Into::into),
+            msr_writes: msr_writes.as_ref().map(Into::into),
             pmu: pmu.as_ref().map(v1::Pmu::from),
         }
     }
@@ -242,6 +246,8 @@ impl TryFrom<&v1::Evidence> for TenantEvidence {
         let v1::Evidence {
             fp_rounding,
             register_randomness,
+            kvm_exits,
+            msr_writes,
             pmu,
         } = wire;
         let missing = |field| ConvertError::Missing { field };
@@ -254,6 +260,8 @@ impl TryFrom<&v1::Evidence> for TenantEvidence {
                 .as_ref()
                 .ok_or_else(|| missing("evidence.register_randomness"))?
                 .try_into()?,
+            kvm_exits: kvm_exits.as_ref().map(TryInto::try_into).transpose()?,
+            msr_writes: msr_writes.as_ref().map(TryInto::try_into).transpose()?,
             pmu: pmu.as_ref().map(Pmu::try_from).transpose()?,
         })
     }
@@ -418,6 +426,8 @@ impl TryFrom<&v1::RegisterRandomness> for RegisterRandomness {
         })
     }
 }
+
+mod guests;
 
 fn four<T: Copy>(field: &'static str, list: &[T]) -> Result<[T; 4], ConvertError> {
     list.try_into().map_err(|_| ConvertError::WrongLength {

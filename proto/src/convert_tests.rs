@@ -1,8 +1,34 @@
 //! What is sent arrives; what cannot be is refused by the field's name.
 
+use davy_evidence::{ExitReason, ExitSource, KvmExits, MsrWrites, kvm_exits::Isa, most_frequent};
 use prost::Message;
 
 use super::*;
+
+fn exits() -> KvmExits {
+    KvmExits {
+        state: SensorState::Live,
+        source: Some(ExitSource::Tracepoint),
+        observed_ns: 9_000_000_000,
+        exits: 700,
+        halts: Some(12),
+        io: Some(0),
+        mmio: None,
+        interrupts: Some(250),
+        hypercalls: None,
+        isa: Some(Isa::Svm),
+        reasons: most_frequent(vec![
+            ExitReason {
+                code: 0x60,
+                count: 250,
+            },
+            ExitReason {
+                code: 0x78,
+                count: 12,
+            },
+        ]),
+    }
+}
 
 fn evidence() -> TenantEvidence {
     TenantEvidence {
@@ -34,6 +60,12 @@ fn evidence() -> TenantEvidence {
             general_concluded: true,
             general_test_samples: 13,
         },
+        kvm_exits: Some(exits()),
+        msr_writes: Some(MsrWrites {
+            state: SensorState::Live,
+            prefetcher_writes: 1,
+            prefetcher_writes_watched: 4,
+        }),
         pmu: None,
     }
 }
@@ -46,7 +78,7 @@ fn refusal(change: impl FnOnce(&mut v1::FpRounding, &mut v1::RegisterRandomness)
     let wire = v1::Evidence {
         fp_rounding: Some(fp),
         register_randomness: Some(rr),
-        pmu: None,
+        ..v1::Evidence::default()
     };
     match TenantEvidence::try_from(&wire) {
         Ok(accepted) => format!("accepted: {accepted:?}"),
@@ -90,6 +122,44 @@ fn verdicts_of_real_evidence_survive_the_wire() {
         let wire = v1::Verdict::from(&verdict);
         assert_eq!(Verdict::try_from(&wire), Ok(verdict));
     }
+}
+
+#[test]
+fn what_an_older_agent_does_not_send_is_not_known() {
+    let wire = v1::Evidence {
+        kvm_exits: None,
+        msr_writes: None,
+        ..v1::Evidence::from(evidence())
+    };
+    let evidence = TenantEvidence::try_from(wire).unwrap();
+    assert_eq!((evidence.kvm_exits, evidence.msr_writes), (None, None));
+}
+
+#[test]
+fn bad_figures_of_guests_are_refused_by_name() {
+    let refusal = |change: &dyn Fn(&mut v1::KvmExits)| {
+        let mut wire = v1::KvmExits::from(&exits());
+        change(&mut wire);
+        KvmExits::try_from(&wire).unwrap_err().to_string()
+    };
+    assert_eq!(
+        refusal(&|exits| exits.state = 0),
+        "evidence.kvm_exits.state is missing"
+    );
+    assert_eq!(
+        refusal(&|exits| exits.source = 9),
+        "evidence.kvm_exits.source has the unknown value 9"
+    );
+    assert_eq!(
+        refusal(&|exits| exits.isa = -1),
+        "evidence.kvm_exits.isa has the unknown value -1"
+    );
+    assert_eq!(
+        refusal(&|exits| exits.reasons = vec![v1::ExitReason::default(); 5]),
+        "evidence.kvm_exits.reasons has 5 entries; at most 4 are allowed"
+    );
+    let error = MsrWrites::try_from(&v1::MsrWrites::default()).unwrap_err();
+    assert_eq!(error.to_string(), "evidence.msr_writes.state is missing");
 }
 
 #[test]

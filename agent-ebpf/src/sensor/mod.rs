@@ -2,6 +2,8 @@
 
 pub mod cpu;
 pub mod fp_rounding;
+pub mod kvm_exits;
+pub mod msr_writes;
 pub mod register_randomness;
 
 use davy_abi::{FLAG_CONFIDENTIAL, FLAG_VCPU, GENERAL_EVERY, Slot};
@@ -18,14 +20,28 @@ use crate::{
 /// Each look is at the vector registers or, every [`GENERAL_EVERY`]th, at the general ones.
 #[inline(always)]
 pub fn look(slot: &mut Slot, task: Task) {
-    if slot.looks % GENERAL_EVERY == GENERAL_EVERY - 1 && slot.flags & FLAG_VCPU == 0 {
+    if slot.looks % GENERAL_EVERY == GENERAL_EVERY - 1
+        && let Some(look) = look_at_general(slot, task)
+    {
         slot.looks += 1;
-        if let general::Look::Changed { random } = general::look(slot, task) {
+        if let general::Look::Changed { random } = look {
             register_randomness::count_general(slot, random);
         }
     } else {
         look_at_vectors(slot, task);
     }
+}
+
+/// `None` for a guest whose general registers cannot be found now.
+#[inline(always)]
+fn look_at_general(slot: &mut Slot, task: Task) -> Option<general::Look> {
+    if slot.flags & FLAG_VCPU == 0 {
+        return Some(general::look(slot, task));
+    }
+    if slot.flags & FLAG_CONFIDENTIAL != 0 {
+        return None;
+    }
+    general::look_at_guest(slot, kvm_exits::guest_registers(task)?)
 }
 
 #[inline(always)]

@@ -3,7 +3,9 @@
 //! Format: Documentation/bpf/btf.rst in the kernel's tree. Only what offsets need is read: sizes of structs and
 //! places of members, through anonymous structs and unions and through typedefs and qualifiers. Kinds are
 //! skipped by their length; an unknown kind ends the reading with an error, since its length is unknown.
-//! Split BTF of modules is not read here.
+//!
+//! A module's BTF (`/sys/kernel/btf/<module>`) is split: it goes on where the kernel's ends, in type ids as well as in offsets
+//! into the strings (btf.rst, "BTF base"; `btf_parse_module`, kernel/bpf/btf.c). [`Btf::with_module`] appends it.
 
 use std::{collections::HashMap, path::Path};
 
@@ -104,6 +106,19 @@ impl Btf {
     /// # Errors
     /// [`BtfError::Broken`] with the place.
     pub fn parse(bytes: &[u8]) -> Result<Self, BtfError> {
+        let empty = Self {
+            types: vec![Type::Other],
+            strings: Vec::new(),
+            structs: HashMap::new(),
+        };
+        empty.with_module(bytes)
+    }
+
+    /// Appends a module's split BTF, whose base this is. A struct that both have is the kernel's.
+    ///
+    /// # Errors
+    /// [`BtfError::Broken`] with the place.
+    pub fn with_module(mut self, bytes: &[u8]) -> Result<Self, BtfError> {
         let header = Reader { bytes, at: 0 };
         if header.u16_at(0)? != MAGIC {
             return Err(BtfError::Broken {
@@ -120,19 +135,15 @@ impl Btf {
                 what: "a section inside the file",
             })
         };
-        let mut btf = Self {
-            types: vec![Type::Other],
-            strings: section(16)?.to_vec(),
-            structs: HashMap::new(),
-        };
+        self.strings.extend_from_slice(section(16)?);
         let mut types = Reader {
             bytes: section(8)?,
             at: 0,
         };
         while types.at < types.bytes.len() {
-            btf.parse_type(&mut types)?;
+            self.parse_type(&mut types)?;
         }
-        Ok(btf)
+        Ok(self)
     }
 
     fn parse_type(&mut self, reader: &mut Reader<'_>) -> Result<(), BtfError> {

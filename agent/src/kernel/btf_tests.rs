@@ -11,9 +11,20 @@ pub(crate) struct Blob {
     types: Vec<u8>,
     strings: Vec<u8>,
     count: u32,
+    /// Bytes of the base's strings, in split BTF.
+    base_strings: u32,
 }
 
 impl Blob {
+    /// A module's split BTF: ids and string offsets go on behind those of `base`.
+    pub(crate) fn behind(base: &Self) -> Self {
+        Self {
+            count: base.count,
+            base_strings: u32::try_from(base.strings.len()).unwrap(),
+            ..Self::default()
+        }
+    }
+
     fn name(&mut self, name: &str) -> u32 {
         if self.strings.is_empty() {
             self.strings.push(0);
@@ -21,7 +32,7 @@ impl Blob {
         if name.is_empty() {
             return 0;
         }
-        let at = u32::try_from(self.strings.len()).unwrap();
+        let at = self.base_strings + u32::try_from(self.strings.len()).unwrap();
         self.strings.extend_from_slice(name.as_bytes());
         self.strings.push(0);
         at
@@ -101,6 +112,25 @@ fn members_inside_anonymous_structs_and_behind_typedefs_are_found() {
     assert_eq!(btf.member("outer", "c"), None);
     assert_eq!(btf.member("nobody", "b"), None);
     assert_eq!(btf.struct_size("outer"), Some(16));
+}
+
+#[test]
+fn a_modules_structs_are_found_beside_the_kernels_and_through_its_types() {
+    let mut kernel = Blob::default();
+    let word = kernel.int("u32", 4);
+    let inner = kernel.structure("inner", 8, &[MemberOf("a", word, 32)]);
+    let mut module = Blob::behind(&kernel);
+    let own = module.structure("own", 4, &[MemberOf("b", word, 0)]);
+    module.structure(
+        "outer",
+        16,
+        &[MemberOf("in", inner, 0), MemberOf("own", own, 64)],
+    );
+    let btf = Btf::parse(&kernel.bytes()).unwrap();
+    let btf = btf.with_module(&module.bytes()).unwrap();
+    assert_eq!(btf.member("outer", "in.a").unwrap().byte(), 4);
+    assert_eq!(btf.member("outer", "own.b").unwrap().byte(), 8);
+    assert_eq!(btf.member("inner", "a").unwrap().byte(), 4);
 }
 
 #[test]

@@ -10,9 +10,11 @@ use davy_abi::{NEVER_NS, Offsets, Settings, SlotIndex};
 
 use super::{
     Kernel, KernelError, KernelOptions, LoadError, btf,
+    kvm::Kvm,
     offsets::{self, Resolved},
     requirements,
     slots::SlotTable,
+    vcpus::VcpuTable,
 };
 
 /// The object, aligned as the ELF reader wants it.
@@ -23,7 +25,8 @@ const PROGRAMS: [&str; 3] = ["sched_process_exec", "sched_process_fork", "sched_
 pub(super) fn load(options: &KernelOptions) -> Result<Kernel, LoadError> {
     check(options)?;
     requirements::check()?;
-    let resolved = offsets::resolve(&btf::Btf::read(btf::VMLINUX.as_ref())?)?;
+    let vmlinux = btf::Btf::read(btf::VMLINUX.as_ref())?;
+    let resolved = offsets::resolve(&vmlinux)?;
     let mut ebpf = object(options, &resolved)?;
     let slots = SlotTable::map(array(take(&mut ebpf, "SLOTS")?)?, options.slots_max)?;
     let mut free = queue(take(&mut ebpf, "FREE")?)?;
@@ -35,6 +38,16 @@ pub(super) fn load(options: &KernelOptions) -> Result<Kernel, LoadError> {
         .map_err(LoadError::refused("the map THREADS"))?;
     let counters = PerCpuArray::try_from(take(&mut ebpf, "COUNTERS")?)
         .map_err(LoadError::refused("the map COUNTERS"))?;
+    let vcpus = VcpuTable::map(array(take(&mut ebpf, "VCPUS")?)?, options.slots_max)?;
+    let kvm = Kvm::new(
+        vcpus,
+        take(&mut ebpf, "KVM")?,
+        // Not taken: a program that may be loaded later refers to it.
+        ebpf.map_mut("EXIT_CLASSES")
+            .ok_or_else(|| missing("map", "EXIT_CLASSES"))?,
+        options.exits,
+        vmlinux,
+    )?;
     let stats = options
         .measure_cost
         .then(|| aya::sys::enable_stats(aya::sys::Stats::RunTime).ok())
@@ -50,6 +63,7 @@ pub(super) fn load(options: &KernelOptions) -> Result<Kernel, LoadError> {
         swept: 0,
         registers_unsupported: resolved.registers_unsupported,
         vcpus_unsupported: resolved.vcpus_unsupported,
+        kvm,
         ebpf,
         _stats: stats,
     })
@@ -72,6 +86,7 @@ fn object(options: &KernelOptions, resolved: &Resolved) -> Result<Ebpf, LoadErro
         .override_global("OFFSETS", bytes_of_offsets(&resolved.offsets), true)
         .override_global("SETTINGS", bytes_of_settings(&settings), true)
         .map_max_entries("SLOTS", options.slots_max)
+        .map_max_entries("VCPUS", options.slots_max)
         .map_max_entries("FREE", options.slots_max)
         .map_max_entries("THREADS", options.slots_max)
         .load(OBJECT)
@@ -155,7 +170,7 @@ fn missing(kind: &str, name: &str) -> LoadError {
 fn array(map: Map) -> Result<MapData, LoadError> {
     match map {
         Map::Array(data) => Ok(data),
-        _ => Err(missing("array", "SLOTS")),
+        _ => Err(missing("array", "of that name")),
     }
 }
 

@@ -10,6 +10,7 @@
 
 mod btf;
 mod error;
+mod kvm;
 mod loader;
 mod offsets;
 mod overhead;
@@ -17,6 +18,7 @@ pub mod perf;
 mod requirements;
 mod slots;
 mod threads;
+mod vcpus;
 
 use std::{
     collections::HashMap,
@@ -29,7 +31,7 @@ use aya::{
     Ebpf,
     maps::{self, MapData, PerCpuArray, Queue},
 };
-use davy_abi::{COUNTERS, FLAG_ENDED, FLAG_VCPU, Slot, SlotIndex, TENANT_GONE, TenantIndex};
+use davy_abi::{COUNTERS, FLAG_ENDED, FLAG_VCPU, Slot, SlotIndex, TENANT_GONE, TenantIndex, Vcpu};
 use davy_evidence::SensorState;
 
 pub use self::{
@@ -37,12 +39,12 @@ pub use self::{
     overhead::ProgramCost,
     requirements::{Requirement, requirements},
 };
-use self::{slots::SlotTable, threads::Books};
+use self::{kvm::Kvm, slots::SlotTable, threads::Books};
 
 /// How the kernel half is set up.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KernelOptions {
-    /// Threads that can be watched at once, 2..=1,048,576. Each takes 240 bytes of kernel memory, and a hash entry.
+    /// Threads that can be watched at once, 2..=1,048,576. Each takes 504 bytes of kernel memory, and a hash entry.
     pub slots_max: u32,
     /// Least time between two looks at one thread's registers.
     pub sample_interval: Duration,
@@ -50,6 +52,18 @@ pub struct KernelOptions {
     pub find_vcpus: bool,
     /// Whether the kernel keeps time of the programs (`BPF_ENABLE_STATS`): two clock reads per event.
     pub measure_cost: bool,
+    /// From where the exits of vCPUs are to be counted.
+    pub exits: ExitsFrom,
+}
+
+/// From where the exits of vCPUs are counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ExitsFrom {
+    /// KVM's own counters; the tracepoint `kvm:kvm_exit` where they cannot be had.
+    #[default]
+    Best,
+    /// The tracepoint, whatever else there is.
+    Tracepoint,
 }
 
 impl Default for KernelOptions {
@@ -59,6 +73,7 @@ impl Default for KernelOptions {
             sample_interval: Duration::from_millis(5),
             find_vcpus: true,
             measure_cost: true,
+            exits: ExitsFrom::Best,
         }
     }
 }
@@ -124,6 +139,7 @@ pub struct Kernel {
     swept: usize,
     registers_unsupported: Option<String>,
     vcpus_unsupported: Option<String>,
+    kvm: Kvm,
     ebpf: Ebpf,
     _stats: Option<OwnedFd>,
 }
@@ -375,6 +391,23 @@ impl Kernel {
         Ok(())
     }
 
+    /// What KVM counted of a vCPU thread, as of its last entry; `None` if there was no reading yet.
+    #[must_use]
+    pub fn vcpu(&self, reading: &Reading) -> Option<Vcpu> {
+        self.kvm.vcpu(reading.index, &reading.slot)
+    }
+
+    /// Says whether there are guests: KVM's tracepoints are attached only then.
+    pub fn follow_guests(&mut self, guests: bool) {
+        self.kvm.follow(guests, &mut self.ebpf);
+    }
+
+    /// The programs at KVM's tracepoints that are attached now.
+    #[must_use]
+    pub fn attached(&self) -> Vec<&'static str> {
+        self.kvm.attached()
+    }
+
     /// Gives a vCPU that was found by itself (a reading with tenant 0) to a tenant.
     pub fn assign(&mut self, index: SlotIndex, tenant: TenantIndex) {
         self.slots.set_tenant(index, tenant);
@@ -424,11 +457,13 @@ impl Kernel {
             Some(reason) => (name, SensorState::Unsupported, reason.clone()),
             None => (name, SensorState::Live, String::new()),
         };
-        vec![
+        let mut sensors = vec![
             ("cpu", SensorState::Live, String::new()),
             registers("fp_rounding"),
             registers("register_randomness"),
-        ]
+        ];
+        sensors.extend(self.kvm.sensors());
+        sensors
     }
 
     /// Why vCPU threads are not found by themselves here, if they are not.
@@ -461,6 +496,7 @@ impl Kernel {
     /// If a map cannot be read.
     pub fn memory(&self) -> Result<Vec<u8>, KernelError> {
         let mut bytes = self.slots.bytes();
+        bytes.extend(self.kvm.bytes());
         for entry in &self.threads {
             let (tid, index) = entry.map_err(KernelError::map("THREADS"))?;
             bytes.extend_from_slice(&tid.to_ne_bytes());

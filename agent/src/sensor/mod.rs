@@ -4,6 +4,8 @@
 
 pub mod cpu;
 pub mod fp_rounding;
+pub mod kvm_exits;
+pub mod msr_writes;
 pub mod pmu;
 pub mod register_randomness;
 

@@ -69,9 +69,21 @@ impl Judge {
         ] {
             *sum = sum.saturating_add(before);
         }
+        let kvm_exits = added(self.whole.kvm_exits, window.kvm_exits, |sum, now| {
+            let state = state(sum.state, now.state);
+            sum.add(now);
+            sum.state = state;
+        });
+        let msr_writes = added(self.whole.msr_writes, window.msr_writes, |sum, now| {
+            sum.state = state(sum.state, now.state);
+            sum.prefetcher_writes = sum.prefetcher_writes.saturating_add(now.prefetcher_writes);
+            sum.prefetcher_writes_watched = now.prefetcher_writes_watched;
+        });
         self.whole = TenantEvidence {
             fp_rounding: fp,
             register_randomness: rr,
+            kvm_exits,
+            msr_writes,
             pmu: pmu::sum(self.whole.pmu, window.pmu),
         };
     }
@@ -106,6 +118,15 @@ impl Judge {
     }
 }
 
+/// What both know, added; what only one knows.
+fn added<T: Copy>(before: Option<T>, now: Option<T>, add: impl FnOnce(&mut T, &T)) -> Option<T> {
+    let (Some(mut sum), Some(now)) = (before, now) else {
+        return now.or(before);
+    };
+    add(&mut sum, &now);
+    Some(sum)
+}
+
 /// A sensor that measured in any window measured in the trial.
 pub(super) fn state(before: SensorState, now: SensorState) -> SensorState {
     match (before, now) {
@@ -120,6 +141,8 @@ fn enough(evidence: &TenantEvidence) -> bool {
     let TenantEvidence {
         fp_rounding: fp,
         register_randomness: rr,
+        kvm_exits: _,
+        msr_writes: _,
         pmu: _,
     } = evidence;
     let measured = |state| matches!(state, SensorState::Live | SensorState::Stalled);

@@ -6,7 +6,10 @@
 use davy_evidence::{Family, Level, SensorState};
 use serde::{Deserialize, Serialize};
 
-pub use super::pmu::Pmu;
+pub use super::{
+    guests::{KvmExits, MsrWrites},
+    pmu::Pmu,
+};
 use crate::sensor::fp_rounding::Modes;
 
 /// Version of the form.
@@ -51,6 +54,12 @@ pub struct Document {
     pub fp_rounding: FpRounding,
     /// The sensor `register_randomness`.
     pub register_randomness: RegisterRandomness,
+    /// The sensor `kvm_exits`; absent where nothing that was watched is a vCPU.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub kvm_exits: Option<KvmExits>,
+    /// The sensor `msr_writes`; likewise.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub msr_writes: Option<MsrWrites>,
     /// The sensor `pmu`; absent from a trial by an agent without it.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub pmu: Option<Pmu>,

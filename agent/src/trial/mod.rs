@@ -8,6 +8,7 @@
 pub mod command;
 pub mod course;
 pub mod document;
+pub mod guests;
 pub mod pmu;
 pub mod text;
 
@@ -20,13 +21,16 @@ use std::{
 
 use anyhow::Context as _;
 use davy_abi::{Counter, TenantIndex};
-use davy_evidence::{Level, TenantEvidence};
+use davy_evidence::{Level, TenantEvidence, add_known};
 use davy_proto::v1;
 
 use self::{
     command::{Ending, Running},
     course::{Books, Course, Judged, fractions, seconds},
-    document::{Document, Ended, FpRounding, Machine, RegisterRandomness, TargetName, VERSION},
+    document::{
+        Document, Ended, FpRounding, KvmExits, Machine, MsrWrites, RegisterRandomness, TargetName,
+        VERSION,
+    },
 };
 use crate::{
     config::{self, Config},
@@ -152,6 +156,8 @@ struct Trial {
     course: Course,
     /// Why a sensor is unsupported, by its name.
     reasons: Vec<(String, String)>,
+    /// Polled in halts so far; `None`: not known.
+    halt_poll_ns: Option<u64>,
 }
 
 impl Trial {
@@ -192,6 +198,7 @@ impl Trial {
             lasted_ns: 0,
             course: Course::default(),
             reasons: Vec::new(),
+            halt_poll_ns: None,
         })
     }
 
@@ -286,7 +293,9 @@ impl Trial {
         self.reasons = (window.sensors.into_iter())
             .map(|status| (status.sensor, status.reason))
             .collect();
-        let books = books(&tenant.cpu.unwrap_or_default());
+        let cpu = tenant.cpu.unwrap_or_default();
+        self.halt_poll_ns = add_known(self.halt_poll_ns, cpu.halt_poll_ns);
+        let books = books(&cpu);
         self.course.close(span_ns, &books, &evidence);
         Ok(())
     }
@@ -346,6 +355,12 @@ impl Trial {
             enough_samples: judged.enough_samples,
             fp_rounding: fp_rounding(&judged, reason_of("fp_rounding")),
             register_randomness: register_randomness(&judged, reason_of("register_randomness")),
+            kvm_exits: judged
+                .evidence
+                .kvm_exits
+                .map(|exits| KvmExits::new(&exits, self.halt_poll_ns, reason_of("kvm_exits"))),
+            msr_writes: (judged.evidence.msr_writes)
+                .map(|msrs| MsrWrites::new(&msrs, reason_of("msr_writes"))),
             pmu: (judged.evidence.pmu)
                 .map(|counted| pmu::document(&counted, reason_of(PMU), Vec::new())),
             verdict: judged.verdict.level,

@@ -343,6 +343,7 @@ fn cpu(figures: &v1::Cpu, span_ns: u64) -> Result<(), String> {
         run_queue_wait_ns,
         voluntary_switches,
         involuntary_switches,
+        halt_poll_ns,
     } = *figures;
     if threads > THREADS_MAX {
         return Err(format!("{threads} threads, more than {THREADS_MAX}"));
@@ -363,6 +364,9 @@ fn cpu(figures: &v1::Cpu, span_ns: u64) -> Result<(), String> {
     // A wait may have begun long before the window and is booked as it ends.
     if run_queue_wait_ns > i64::MAX.unsigned_abs() {
         return Err(format!("run_queue_wait_ns {run_queue_wait_ns} cannot be"));
+    }
+    if halt_poll_ns.is_some_and(|ns| ns > cpu_ns_max) {
+        return Err("halt_poll_ns is more than all CPUs have in the window".to_owned());
     }
     for (count, what) in [
         (voluntary_switches, "voluntary_switches"),
@@ -401,6 +405,7 @@ fn checked_evidence(wire: &v1::Evidence, span_ns: u64) -> Result<TenantEvidence,
             fp.concluded_on_cpu_ns
         ));
     }
+    guests(&evidence, span_ns)?;
     let rr = &evidence.register_randomness;
     register_randomness::Test::resume(
         Standing {
@@ -470,6 +475,37 @@ fn checked_pmu(counted: &Pmu, span_ns: u64) -> Result<(), String> {
     }
     if counted.hash_rate.is_some() && !counted.mix_concluded {
         return Err("pmu.hash_rate is there though no mix stands concluded".to_owned());
+    }
+    Ok(())
+}
+
+/// What is told beside a verdict: counts that cannot be are refused all the same, as they are shown to people.
+fn guests(evidence: &TenantEvidence, span_ns: u64) -> Result<(), String> {
+    if let Some(exits) = &evidence.kvm_exits {
+        count_in_range(exits.exits, "kvm_exits.exits")?;
+        if exits.observed_ns > CPUS_MAX * (span_ns + SPAN_SLACK_NS) {
+            return Err(format!(
+                "kvm_exits.observed_ns {} cannot be",
+                exits.observed_ns
+            ));
+        }
+        for (count, what) in [
+            (exits.halts, "halts"),
+            (exits.io, "io"),
+            (exits.mmio, "mmio"),
+            (exits.interrupts, "interrupts"),
+            (exits.hypercalls, "hypercalls"),
+        ] {
+            count_in_range(count.unwrap_or(0), &format!("kvm_exits.{what}"))?;
+        }
+    }
+    if let Some(msrs) = &evidence.msr_writes
+        && msrs.prefetcher_writes > msrs.prefetcher_writes_watched
+    {
+        return Err(format!(
+            "msr_writes.prefetcher_writes {} is part of {}, and cannot be more",
+            msrs.prefetcher_writes, msrs.prefetcher_writes_watched
+        ));
     }
     Ok(())
 }

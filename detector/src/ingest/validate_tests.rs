@@ -260,6 +260,45 @@ fn evidence_that_cannot_be_is_refused() {
 }
 
 #[test]
+fn figures_of_guests_that_cannot_be_are_refused() {
+    let bad = Some(Reason::BadEvidence);
+    let exits_after = |change: &dyn Fn(&mut v1::KvmExits)| {
+        tenant_reason_after(|tenant| {
+            let mut exits = v1::KvmExits {
+                state: v1::SensorState::Live.into(),
+                observed_ns: SECOND_NS,
+                exits: 10,
+                halts: Some(3),
+                ..v1::KvmExits::default()
+            };
+            change(&mut exits);
+            tenant.evidence.as_mut().unwrap().kvm_exits = Some(exits);
+        })
+    };
+    assert_eq!(exits_after(&|_| {}), None);
+    assert_eq!(exits_after(&|exits| exits.exits = u64::MAX), bad);
+    assert_eq!(exits_after(&|exits| exits.observed_ns = u64::MAX), bad);
+    assert_eq!(exits_after(&|exits| exits.halts = Some(u64::MAX)), bad);
+    assert_eq!(exits_after(&|exits| exits.state = 0), bad);
+
+    let msrs_after = |prefetcher_writes| {
+        tenant_reason_after(|tenant| {
+            tenant.evidence.as_mut().unwrap().msr_writes = Some(v1::MsrWrites {
+                state: v1::SensorState::Live.into(),
+                prefetcher_writes,
+                prefetcher_writes_watched: 4,
+            });
+        })
+    };
+    assert_eq!(msrs_after(4), None);
+    assert_eq!(msrs_after(5), bad);
+    let polled =
+        |ns| tenant_reason_after(|tenant| tenant.cpu.as_mut().unwrap().halt_poll_ns = Some(ns));
+    assert_eq!(polled(1), None);
+    assert_eq!(polled(u64::MAX), Some(Reason::BadCpu));
+}
+
+#[test]
 fn conclusions_that_their_own_sums_contradict_are_refused() {
     let bad = Some(Reason::BadEvidence);
     assert_eq!(evidence_reason_after(|fp, _| fp.concluded = true), bad);

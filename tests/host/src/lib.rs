@@ -5,7 +5,9 @@
 //! a time. Nothing here asserts on times: a test polls for a state and fails when the deadline has passed.
 
 pub mod guest;
+pub mod mounts;
 pub mod pattern;
+pub mod stats;
 
 use std::{
     fs,
@@ -118,6 +120,16 @@ impl Load {
     /// Lets a load that waits go on.
     pub fn go(&mut self) {
         drop(self.child.stdin.take());
+    }
+
+    /// Writes a line to its input.
+    ///
+    /// # Panics
+    /// If it does not read any more.
+    pub fn tell(&mut self) {
+        let input = self.child.stdin.as_mut();
+        let written = input.map(|input| std::io::Write::write_all(input, b"\n"));
+        assert!(matches!(written, Some(Ok(()))), "the load does not listen");
     }
 
     /// Ends it, and waits until it has.

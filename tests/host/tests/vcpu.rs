@@ -33,3 +33,29 @@ fn a_vcpu_is_found_by_itself() {
     assert_eq!(slot.tenant, 0, "the agent has not said whose it is");
     assert_eq!(slot.modes, [0; 4], "its registers never change");
 }
+
+#[test]
+fn a_guests_general_registers_are_looked_at() {
+    let mut load = Load::spawn(LOAD, &["guest", "mixing"]);
+    let said = load.line();
+    if said != "ready" {
+        println!("SKIPPED: no KVM guest can run on this machine ({said})");
+        return;
+    }
+    let kernel = kernel();
+    let _nudged = nudged();
+    let slot = wait_for("samples of the guest's general registers", || {
+        readings(&kernel)
+            .into_iter()
+            .find(|reading| reading.slot.tgid == load.id() && reading.slot.general_samples >= 16)
+            .map(|reading| reading.slot)
+    });
+    assert_eq!(slot.modes, [0; 4], "its vector registers never change");
+    // In real mode it has seven halves of registers to compute in, of which six must look random: about every second time.
+    assert!(
+        slot.general_random * 4 >= slot.general_samples,
+        "{} of {} random",
+        slot.general_random,
+        slot.general_samples
+    );
+}

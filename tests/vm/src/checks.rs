@@ -7,12 +7,12 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use davy_proto::v1::{HistoryEntry, SensorState, TenantKind, VerdictLevel};
 
-use crate::Arguments;
 use crate::cpu_truth::{Books, agrees, now_unix_ns};
 use crate::guest::{Guest, Plan};
 use crate::inventory::{HOST, Inventory, concluded, level, modes};
 use crate::report::{Report, State};
 use crate::service::Service;
+use crate::{Arguments, exits, hasher};
 
 const DETECTOR: &str = "http://127.0.0.1:7700";
 
@@ -21,7 +21,7 @@ const MINER: Plan = Plan {
     name: "droplet-101",
     vcpus: 2,
     memory_mib: 768,
-    load: "davy-randomx --threads 2",
+    load: "tune-prefetcher davy-randomx --threads 2",
 };
 /// Honest, and busy with vector arithmetic.
 const BUSY: Plan = Plan {
@@ -81,6 +81,7 @@ pub(crate) async fn run(arguments: &Arguments, report: &mut Report) -> Result<()
         "the busy guest has vCPU threads {threads:?}"
     );
     let books = Books::read(&threads[0]);
+    let accounts = exits::Accounts::keep(&busy, &idle, loads_since)?;
 
     guest_time_seen(&mut inventory, report, loads_since).await;
     miner_found(&mut inventory, report, loads_since).await;
@@ -93,12 +94,18 @@ pub(crate) async fn run(arguments: &Arguments, report: &mut Report) -> Result<()
     }
     cpu_time_agrees(&mut inventory, report, loads_since, &books).await;
     drop(books);
+    accounts
+        .check(&miner, &busy, &idle, &mut inventory, report)
+        .await;
     sensors_live(&mut inventory, report).await;
     no_window_lost(&mut inventory, report).await;
 
-    drop((miner, busy, idle));
+    drop((miner, busy));
+    hasher::suspected(arguments, &mut inventory, report).await?;
+    drop(idle);
     agent.end_cleanly(report).await;
     detector.end_cleanly(report).await;
+    exits::missing_named(arguments, report)?;
     lockdown_named(arguments, report)
 }
 
@@ -501,7 +508,14 @@ async fn sensors_live(inventory: &mut Inventory, report: &mut Report) {
                 let mut sensors = host.sensors.iter();
                 sensors.any(|s| s.sensor == name && s.state() == SensorState::Live)
             };
-            if host.connected && live("cpu") && live("fp_rounding") {
+            let all = [
+                "cpu",
+                "fp_rounding",
+                "register_randomness",
+                "kvm_exits",
+                "msr_writes",
+            ];
+            if host.connected && all.into_iter().all(live) {
                 State::Reached(states.join("; "))
             } else {
                 State::NotYet(format!(

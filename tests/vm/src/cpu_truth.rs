@@ -32,9 +32,13 @@ pub(crate) struct Books {
 impl Books {
     /// Starts reading the thread whose `/proc/<pid>/task/<tid>` is `task`.
     pub(crate) fn read(task: &Path) -> Self {
+        Self::read_file(task.join("schedstat"))
+    }
+
+    /// Starts reading a file whose first word is a counter.
+    pub(crate) fn read_file(path: PathBuf) -> Self {
         let readings = Arc::new(Mutex::new(Vec::new()));
         let stop = Arc::new(AtomicBool::new(false));
-        let path = task.join("schedstat");
         let reader = {
             let (readings, stop) = (Arc::clone(&readings), Arc::clone(&stop));
             std::thread::spawn(move || keep_reading(&path, &readings, &stop))

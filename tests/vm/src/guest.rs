@@ -96,6 +96,11 @@ impl Guest {
         })
     }
 
+    /// The VMM's process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Tells the guest to start its load.
     pub(crate) fn go(&mut self) -> Result<()> {
         let name = self.plan.name;

@@ -1,7 +1,7 @@
 //! `davy-vm-checks`: runs on a hypervisor host and checks what Davy finds there.
 //!
 //! Starts the real detector and agent and real QEMU/KVM guests (a RandomX miner with two vCPUs, an idle guest, an
-//! honest vector-heavy one), and compares what the detector's inventory then says with what these guests are.
+//! honest vector-heavy one, one that hashes otherwise), and compares what the detector's inventory then says with what these guests are.
 //! Written for the emulated hypervisor of `cargo xtask test vm`, where it is the only thing that runs: it uses
 //! fixed ports, `/dev/kvm`, and at the end locks the kernel down. Do not run it on a machine you use.
 //!
@@ -10,7 +10,9 @@
 
 mod checks;
 mod cpu_truth;
+mod exits;
 mod guest;
+mod hasher;
 mod inventory;
 mod report;
 mod service;

@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-/// All waiting ends by then, so that what failed is said before the runner's own limit of 10 minutes.
-const TOTAL: Duration = Duration::from_secs(480);
+/// All waiting ends by then, so that what failed is said before the runner's own limit of 14 minutes.
+const TOTAL: Duration = Duration::from_secs(700);
 /// What a wait is given even after that, so that one failure does not make failures of all that follow.
 const GRACE: Duration = Duration::from_secs(5);
 /// Between two looks at a state; what they cost, the guests on the same emulated CPU lack.

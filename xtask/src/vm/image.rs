@@ -11,7 +11,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, ensure};
 
 use super::cpio::Archive;
-use super::kernel::{HostKernel, Kernel};
+use super::kernel::{GUEST_MODULES, HostKernel, Kernel};
 
 /// The statically linked shell and tools of both images (Debian's `busybox-static`).
 pub(super) const BUSYBOX: &str = "/bin/busybox";
@@ -20,9 +20,10 @@ pub(super) const BUSYBOX: &str = "/bin/busybox";
 const HOST_PROGRAMS: [&str; 3] = ["davy-agent", "davy-detector", "davy-vm-checks"];
 
 /// Loads that run in guests.
-const GUEST_PROGRAMS: [&str; 3] = ["davy-idle", "davy-matrix", "davy-randomx"];
+const GUEST_PROGRAMS: [&str; 4] = ["davy-idle", "davy-matrix", "davy-randomx", "davy-sha256"];
 
 const L1_INIT: &str = include_str!("l1-init.sh");
+const L2_TUNE: &str = include_str!("l2-tune-prefetcher.sh");
 const L2_INIT: &str = include_str!("l2-init.sh");
 
 /// Makes the stage directory from freshly built programs; both kernels' runs use it.
@@ -34,7 +35,7 @@ pub(super) fn stage(built: &Path, guest_kernel: &Kernel, stage: &Path) -> Result
     for name in HOST_PROGRAMS.into_iter().chain(GUEST_PROGRAMS) {
         strip(&built.join(name), &stage.join(name))?;
     }
-    let initrd = guest_initrd(stage)?;
+    let initrd = guest_initrd(stage, guest_kernel)?;
     fs::write(stage.join("guest-initrd"), initrd).context("writing the guests' initramfs")?;
     fs::copy(guest_kernel.vmlinuz(), stage.join("guest-vmlinuz"))
         .context("copying the guests' kernel")?;
@@ -72,8 +73,8 @@ pub(super) fn host_initrd(
     fs::write(initrd, archive.finish()?).with_context(|| format!("writing {}", initrd.display()))
 }
 
-/// The guests' initramfs: the loads and the libraries they need.
-fn guest_initrd(stage: &Path) -> Result<Vec<u8>> {
+/// The guests' initramfs: the loads and the libraries they need, and what tunes the prefetcher.
+fn guest_initrd(stage: &Path, kernel: &Kernel) -> Result<Vec<u8>> {
     let mut archive = base()?;
     let mut libraries = BTreeSet::new();
     for name in GUEST_PROGRAMS {
@@ -97,6 +98,13 @@ fn guest_initrd(stage: &Path) -> Result<Vec<u8>> {
         let name = library.to_string_lossy();
         archive.file(name.trim_start_matches('/'), &content)?;
     }
+    archive.directory("modules")?;
+    for name in GUEST_MODULES {
+        let file = kernel.module(name);
+        let module = fs::read(&file).with_context(|| format!("reading {}", file.display()))?;
+        archive.file(&format!("modules/{name}.ko"), &module)?;
+    }
+    archive.file("bin/tune-prefetcher", L2_TUNE.as_bytes())?;
     archive.file("init", L2_INIT.as_bytes())?;
     archive.finish()
 }

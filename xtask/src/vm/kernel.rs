@@ -11,6 +11,9 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 
+/// The modules that guests load: theirs is one of these kernels.
+pub(super) const GUEST_MODULES: [&str; 1] = ["msr"];
+
 /// How often a download is tried, with growing pauses between.
 const DOWNLOAD_ATTEMPTS: u32 = 4;
 
@@ -105,7 +108,11 @@ impl Kernel {
 /// Says in one sentence what was not to be had and what mends it.
 pub(super) fn provide(which: HostKernel, vm_dir: &Path) -> Result<Kernel> {
     let dir = vm_dir.join("kernels").join(which.name());
-    let cached = fs::read_to_string(dir.join("package")).ok();
+    // One that an earlier version made may lack a module.
+    let whole = kept_modules(which).all(|name| dir.join(format!("{name}.ko")).exists());
+    let cached = fs::read_to_string(dir.join("package"))
+        .ok()
+        .filter(|_| whole);
     let mut offered = current_package(which);
     match (&offered, cached) {
         (Ok(offered), Some(package)) if *offered == package => return Ok(Kernel { dir, package }),
@@ -135,6 +142,11 @@ pub(super) fn provide(which: HostKernel, vm_dir: &Path) -> Result<Kernel> {
         package = current_package(which).unwrap_or(package);
     }
     unreachable!("the last attempt returns")
+}
+
+/// The modules that are kept of a kernel.
+fn kept_modules(which: HostKernel) -> impl Iterator<Item = &'static str> {
+    which.modules().iter().copied().chain(GUEST_MODULES)
 }
 
 /// The versioned package behind the meta package, as `name=version`.
@@ -208,7 +220,7 @@ fn download(which: HostKernel, package: &str, dir: &Path) -> Result<()> {
 
     let kept = scratch.path().join("kept");
     fs::create_dir(&kept)?;
-    for name in which.modules() {
+    for name in kept_modules(which) {
         let found = find(&tree, &|file| {
             file == format!("{name}.ko") || file == format!("{name}.ko.xz")
         })?

@@ -16,7 +16,7 @@ use anyhow::{Context as _, Result};
 use super::outcome::{Line, Outcome};
 
 /// The whole run of one machine: several times what it takes, for build machines that are slow or shared.
-const RUN_LIMIT: Duration = Duration::from_secs(600);
+const RUN_LIMIT: Duration = Duration::from_secs(840);
 /// From its start to the beginning of the checks.
 const BOOT_LIMIT: Duration = Duration::from_secs(180);
 /// Between two lines of the checks; they say what they wait for every few seconds.
@@ -131,7 +131,7 @@ fn next_deadline(outcome: &Outcome, started: Instant, last: Instant) -> (Instant
     if outcome.complete() {
         return (last + POWER_OFF_LIMIT, "the machine did not power off");
     }
-    let run = (started + RUN_LIMIT, "the run took longer than 10 minutes");
+    let run = (started + RUN_LIMIT, "the run took longer than 14 minutes");
     let nearer = if outcome.begun {
         (last + STALL_LIMIT, "the checks said nothing for 120 s")
     } else {

@@ -10,7 +10,7 @@
 //! | `churn THREADS SECONDS` | waits for the end of its input; then for that long THREADS threads compute, sleep, yield and start and end further threads; says `done` and waits, with THREADS threads alive |
 //! | `zombies COUNT` | waits for the end of its input; then starts COUNT processes that compute and end, and never asks how; says `done` and waits |
 //! | `exec` | waits for the end of its input; then a thread that is not the first one becomes `hold doubles 2` |
-//! | `guest` | runs a KVM guest of one vCPU, see `guest.rs`; says why instead of `ready` where none can run |
+//! | `guest [halting\|mixing\|tuning]` | runs a KVM guest of one vCPU, see `guest.rs`; says why instead of `ready` where none can run |
 //! | `stop` | sleeps |
 //! | `load` | loads the kernel half and says `loaded`, or the error |
 
@@ -23,8 +23,9 @@ use std::{
 };
 
 use davy_agent::kernel::{Kernel, KernelOptions};
-use davy_host_tests::pattern::{
-    Registers, Words, content, general_content, hold, hold_general, mxcsr,
+use davy_host_tests::{
+    guest::Program,
+    pattern::{Registers, Words, content, general_content, hold, hold_general, mxcsr},
 };
 
 fn main() -> ExitCode {
@@ -44,13 +45,10 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         ["exec"] => exec(),
-        ["guest"] => match davy_host_tests::guest::run() {
-            Ok(never) => match never {},
-            Err(error) => {
-                println!("no guest: {error}");
-                ExitCode::FAILURE
-            }
-        },
+        ["guest"] => guest(Program::Spinning),
+        ["guest", "mixing"] => guest(Program::Mixing),
+        ["guest", "halting"] => guest(Program::Halting),
+        ["guest", "tuning"] => guest(Program::Tuning),
         ["stop"] => {
             println!("ready");
             park()
@@ -74,6 +72,16 @@ fn main() -> ExitCode {
 
 /// About a millisecond.
 const SPINS: u64 = 2_000_000;
+
+fn guest(program: Program) -> ExitCode {
+    match davy_host_tests::guest::run(program) {
+        Ok(never) => match never {},
+        Err(error) => {
+            println!("no guest: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
 
 fn hold_content(kind: &str, mode: &str, once: bool) -> ExitCode {
     let mut words = Words(u64::from(std::process::id()));
