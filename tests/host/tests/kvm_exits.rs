@@ -2,15 +2,23 @@
 //!
 //! Where this kernel tells nothing of KVM's layout, the sensor must say so.
 
+#![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
+
 use std::sync::mpsc;
 
 use davy_abi::{NOT_COUNTED, SOURCE_KVM, Vcpu};
 use davy_agent::{
     kernel::Kernel,
-    trial::{Options, Target, run},
+    trial::{Options, Target, document::Document, run},
 };
 use davy_evidence::{Level, SensorState};
-use davy_host_tests::{Load, guest::STATS, kernel, nudged, readings, wait_for};
+use davy_host_tests::{
+    Load,
+    guest::STATS,
+    kernel,
+    mounts::{hide_kvms_types, hide_tracefs, mount_tracefs, own_mounts},
+    nudged, readings, wait_for,
+};
 
 const LOAD: &str = env!("CARGO_BIN_EXE_davy-host-load");
 
@@ -91,17 +99,11 @@ fn what_is_copied_is_kvms_own_account() {
     }
 }
 
-#[test]
-fn a_trial_of_a_vmm_tells_what_its_guest_left_for() {
-    let mut load = Load::spawn(LOAD, &["guest", "halting"]);
-    let said = load.line();
-    if said != "ready" {
-        println!("SKIPPED: no KVM guest can run on this machine ({said})");
-        return;
-    }
+/// The trial of a guest's VMM for a few windows.
+fn try_guest(load: &Load) -> Document {
     let (stop, stopped) = mpsc::channel();
     let mut windows = 0;
-    let document = run(
+    run(
         &Options::of(Target::Process(load.id())),
         &stopped,
         &mut |_| {
@@ -111,7 +113,71 @@ fn a_trial_of_a_vmm_tells_what_its_guest_left_for() {
             }
         },
     )
-    .unwrap();
+    .unwrap()
+}
+
+#[test]
+fn without_kvms_types_the_sensor_says_what_it_lacks_and_falls_back_where_it_can() {
+    let scratch = std::env::temp_dir().join(format!("davy-btf-{}", std::process::id()));
+    own_mounts().unwrap();
+    hide_kvms_types(&scratch).unwrap();
+    hide_tracefs().unwrap();
+    let state = || {
+        let sensors = kernel().sensors();
+        let found = sensors.into_iter().find(|(name, ..)| *name == "kvm_exits");
+        found.map(|(_, state, reason)| (state, reason)).unwrap()
+    };
+    let (unsupported, reason) = state();
+    assert_eq!(unsupported, SensorState::Unsupported);
+    for word in [
+        "/sys/kernel/btf/kvm",
+        "tracefs is not mounted: mount -t tracefs",
+    ] {
+        assert!(reason.contains(word), "{reason}");
+    }
+    let mut load = Load::spawn(LOAD, &["guest", "halting"]);
+    let said = load.line();
+    if said == "ready" {
+        let document = try_guest(&load);
+        let exits = document.kvm_exits.unwrap();
+        assert_eq!(
+            (exits.state, exits.source),
+            (SensorState::Unsupported, None)
+        );
+        assert_eq!(
+            (exits.halts, exits.halt_poll_ns),
+            (None, None),
+            "not known, not zero"
+        );
+        assert_eq!(exits.reason, reason);
+        let told = |reason: &String| reason == "kvm_exits: unsupported here, so it says nothing";
+        assert!(document.reasons.iter().any(told), "{:?}", document.reasons);
+    } else {
+        println!("SKIPPED: no KVM guest can run on this machine ({said})");
+    }
+    mount_tracefs().unwrap();
+    let (fallback, reason) = state();
+    if reason.contains("kvm:kvm_exit is not there") {
+        println!("this kernel has no KVM: {reason}");
+    } else {
+        assert_eq!(fallback, SensorState::Live);
+        assert!(
+            reason.starts_with("from the tracepoint kvm:kvm_exit, since"),
+            "{reason}"
+        );
+    }
+    let _ = std::fs::remove_file(scratch);
+}
+
+#[test]
+fn a_trial_of_a_vmm_tells_what_its_guest_left_for() {
+    let mut load = Load::spawn(LOAD, &["guest", "halting"]);
+    let said = load.line();
+    if said != "ready" {
+        println!("SKIPPED: no KVM guest can run on this machine ({said})");
+        return;
+    }
+    let document = try_guest(&load);
     let exits = document.kvm_exits.unwrap();
     if exits.state == SensorState::Unsupported {
         println!("not to be had here: {}", exits.reason);

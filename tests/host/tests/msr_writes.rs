@@ -12,7 +12,7 @@ use davy_agent::kernel::{ExitsFrom, Kernel, KernelOptions};
 use davy_evidence::SensorState;
 use davy_host_tests::{
     Load, kernel,
-    mounts::{TRACEFS, mount_tracefs},
+    mounts::{TRACEFS, mount_tracefs, own_mounts},
     nudged, readings, wait_for,
 };
 
@@ -38,6 +38,7 @@ fn tracepoints_are_attached_while_there_are_guests() {
         println!("without tracefs: {}", before.1);
         assert!(before.1.contains("tracefs is not mounted") || before.1.contains("kvm:kvm_msr"));
     }
+    own_mounts().unwrap();
     mount_tracefs().unwrap();
     let mut kernel = Kernel::load(&KernelOptions {
         exits: ExitsFrom::Tracepoint,
@@ -90,6 +91,7 @@ fn every_write_of_a_real_guest_is_counted() {
         println!("SKIPPED: no KVM guest can run on this machine ({said})");
         return;
     }
+    own_mounts().unwrap();
     mount_tracefs().unwrap();
     let mut kernel = kernel();
     kernel.follow_guests(true);

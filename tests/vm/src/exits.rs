@@ -255,56 +255,84 @@ fn halt_polling_known(guest: &Guest, inventory: &Inventory, report: &mut Report)
     );
 }
 
-/// Hides the BTF of KVM's module, then tracefs too: `check` must say where exits are from then, and what is missing.
+/// Hides KVM's types in the kernel's BTF (stock kernels have them there too), then the module's BTF, then tracefs: `check` must
+/// say where exits are from then, and what is missing.
 pub(crate) fn missing_named(arguments: &Arguments, report: &mut Report) -> Result<()> {
-    const NO_BTF: &str = "mount --bind /dev/null /sys/kernel/btf/kvm";
+    const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
+    const WITHOUT_KVM: &str = "/tmp/vmlinux-without-kvm";
+    const NO_MODULE: &str = "mount --bind /dev/null /sys/kernel/btf/kvm";
     const NO_TRACEFS: &str =
         "mount -t tmpfs none /sys/kernel/tracing && mount -t tmpfs none /sys/kernel/debug";
+    fs::write(WITHOUT_KVM, without_kvm(fs::read(VMLINUX)?)).context("hiding KVM's types")?;
+    let no_types = format!("mount --bind {WITHOUT_KVM} {VMLINUX}");
     let program = arguments.programs.join("davy-agent");
-    let check = |hide: &str| -> Result<(bool, Vec<String>)> {
+    let check = |hide: &[&str]| -> Result<Vec<String>> {
         let done = Command::new("unshare")
             .args(["--mount", "sh", "-c"])
-            .arg(format!("{hide} && exec {} check", program.display()))
+            .arg(format!(
+                "{} && exec {} check",
+                hide.join(" && "),
+                program.display()
+            ))
             .output()
             .context("starting davy-agent check in unshare")?;
+        ensure!(done.status.success(), "davy-agent check: {done:?}");
         let said = String::from_utf8_lossy(&done.stdout).into_owned();
-        let lines = said.lines().map(str::trim).map(str::to_owned).collect();
-        Ok((done.status.success(), lines))
+        let told = |line: &&str| line.contains(" kvm_exits ") || line.contains(" msr_writes ");
+        Ok(said
+            .lines()
+            .map(str::trim)
+            .filter(told)
+            .map(str::to_owned)
+            .collect())
     };
-    let told =
-        |(usable, lines): &(bool, Vec<String>), sensor: &str, starts: &str, words: &[&str]| {
-            let said = lines
-                .iter()
-                .find(|line| line.contains(&format!(" {sensor} ")));
-            *usable
-                && said.is_some_and(|line| {
-                    line.starts_with(starts) && words.iter().all(|word| line.contains(word))
-                })
+    let module = check(&[&no_types])?;
+    let neither = check(&[&no_types, NO_MODULE])?;
+    let nothing = check(&[&no_types, NO_MODULE, NO_TRACEFS])?;
+    let says = |lines: &[String], starts: &str, words: &[&str]| {
+        let fits = |line: &&String| {
+            line.starts_with(starts) && words.iter().all(|word| line.contains(word))
         };
-    let no_btf = check(NO_BTF)?;
-    let neither = check(&format!("{NO_BTF} && {NO_TRACEFS}"))?;
-    let right = told(
-        &no_btf,
-        "kvm_exits",
+        lines.iter().any(|line| fits(&line))
+    };
+    // The module's own BTF, split from the kernel's, is read, and has no second copy of the kernel's types.
+    let right = says(
+        &module,
         "ok",
-        &["tracepoint kvm:kvm_exit", "/sys/kernel/btf/kvm"],
-    ) && told(
+        &["kvm_exits", "tracepoint kvm:kvm_exit", "no struct kvm_vcpu"],
+    ) && says(
         &neither,
-        "kvm_exits",
+        "ok",
+        &[
+            "tracepoint kvm:kvm_exit",
+            "/sys/kernel/btf/kvm cannot be used",
+        ],
+    ) && says(
+        &nothing,
         "UNSUPPORTED",
-        &["/sys/kernel/btf/kvm", "tracefs"],
-    ) && told(
-        &neither,
-        "msr_writes",
+        &["/sys/kernel/btf/kvm", "tracefs is not mounted"],
+    ) && says(
+        &nothing,
         "UNSUPPORTED",
-        &["tracefs is not mounted"],
+        &["msr_writes", "tracefs is not mounted"],
     );
-    let detail = format!("without the module's BTF {no_btf:?}; without tracefs too {neither:?}");
+    let detail = format!(
+        "without the types {module:?}; nor a module's {neither:?}; nor tracefs {nothing:?}"
+    );
     report.record(
         "agent-names-what-kvm-lacks",
         if right { Ok(detail) } else { Err(detail) },
     );
     Ok(())
+}
+
+/// The same BTF, in which KVM's struct has another name.
+fn without_kvm(mut btf: Vec<u8>) -> Vec<u8> {
+    let name = b"\0kvm_vcpu\0";
+    if let Some(at) = btf.windows(name.len()).position(|bytes| bytes == name) {
+        btf[at + 1] = b'x';
+    }
+    btf
 }
 
 /// A second kernel half counts a guest's exits at the tracepoint; its counts are KVM's.
