@@ -6,20 +6,20 @@
 use std::{
     process::Command,
     sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use davy_agent::{
     kernel::perf::{Kind, PerfGroup, Scope},
     sensor::pmu::{
         Options, Pmu,
-        counters::{Counters as _, OpenError, Perf},
-        family::PAIR,
+        counters::{Counters, Group, OpenError, Perf},
+        family::{Cpu, Event, PAIR, Vendor, What},
     },
     trial::{self, Target, course},
 };
 use davy_evidence::SensorState;
-use davy_host_tests::{Load, wait_for};
+use davy_host_tests::{Load, kernel, wait_for};
 
 const LOAD: &str = env!("CARGO_BIN_EXE_davy-host-load");
 
@@ -107,6 +107,96 @@ fn a_thread_that_is_gone_is_told_from_what_cannot_be_counted() {
     gone.wait().unwrap();
     let error = PerfGroup::open(tid, &CLOCKS, Scope::User).unwrap_err();
     assert_eq!(OpenError::from_io(&error), OpenError::ThreadGone);
+}
+
+/// The kernel's counters, with its own clocks and counts in the place of the CPU's events.
+#[derive(Debug)]
+struct Clocks;
+
+impl Counters for Clocks {
+    fn open(
+        &mut self,
+        tid: u32,
+        events: &[Event],
+        scope: Scope,
+    ) -> Result<Box<dyn Group>, OpenError> {
+        // PERF_COUNT_SW_TASK_CLOCK, …_CPU_CLOCK and …_PAGE_FAULTS.
+        let clock_of = |what| match what {
+            What::Cycles => 1,
+            What::Instructions => 0,
+            _ => 2,
+        };
+        let clocks: Vec<_> = events
+            .iter()
+            .map(|event| Event {
+                kind: Kind::Software,
+                config: clock_of(event.what),
+                ..*event
+            })
+            .collect();
+        Perf.open(tid, &clocks, scope)
+    }
+}
+
+#[test]
+fn the_sensor_counts_a_real_thread_from_slice_to_slice_until_it_ends() {
+    const TENANT: u32 = 1;
+    let _alone = alone();
+    let before = open_descriptors();
+    let zen_4 = Cpu {
+        vendor: Vendor::Amd,
+        family: 0x19,
+        model: 0x11,
+        general_counters: 6,
+        has_fixed_counters: false,
+        is_hybrid: false,
+    };
+    let mut pmu = Pmu::new(&Options::default(), &zen_4, true, 100, Box::new(Clocks));
+    let load = Load::start(LOAD, &["hold", "doubles", "0"]);
+    let mut kernel = kernel();
+    kernel.watch_process(load.id(), TENANT).unwrap();
+    let mut readings = Vec::new();
+    let began = Instant::now();
+    let mut look = |pmu: &mut Pmu| {
+        let now_ns = kernel.now_ns();
+        kernel.readings(&mut readings);
+        pmu.look(&readings, now_ns, |tenant| {
+            (tenant == TENANT).then_some(false)
+        });
+    };
+    // Five slices of a second: a turn is complete when all kinds were counted.
+    let turns = wait_for("a turn", || {
+        look(&mut pmu);
+        // Cycles, instructions and the two events of a slice: no more, whatever slice it is.
+        assert_eq!(open_descriptors(), before + 4);
+        (!pmu.turns().is_empty()).then(|| pmu.turns().to_vec())
+    });
+    // Page faults are no floating-point operations.
+    assert!(
+        turns
+            .iter()
+            .all(|turn| turn.tenant == TENANT && !turn.matched)
+    );
+    assert!(began.elapsed() >= Duration::from_secs(5));
+    drop(load);
+    wait_for("the counters' end", || {
+        look(&mut pmu);
+        (open_descriptors() == before).then_some(())
+    });
+    pmu.collect();
+    let span_ns = u64::try_from(began.elapsed().as_nanos()).unwrap();
+    let counted = pmu.close(TENANT, span_ns);
+    assert_eq!(counted.state, SensorState::Live);
+    // The clock in the place of cycles is the time the thread ran, all slices together.
+    assert!(
+        counted.cycles.abs_diff(counted.time_running_ns) < 100_000_000,
+        "{counted:?}"
+    );
+    assert!(
+        (1_000_000_000..=span_ns).contains(&counted.cycles),
+        "{counted:?}"
+    );
+    assert_eq!(counted.time_running_ns, counted.time_enabled_ns);
 }
 
 #[test]

@@ -83,6 +83,8 @@ struct Host {
 #[derive(Debug)]
 struct Entry {
     thread: Thread,
+    /// Why its present slice is not counted.
+    failed: Option<OpenError>,
     round: u64,
 }
 
@@ -202,19 +204,19 @@ impl Pmu {
             match self.threads.get_mut(&key) {
                 Some(entry) if entry.thread.scope() == scope => {
                     entry.round = self.round;
-                    if !entry.thread.is_due(now_ns, host.slice_ns) {
-                        continue;
+                    if entry.thread.is_due(now_ns, host.slice_ns) {
+                        let counters = self.counters.as_mut();
+                        let slice = entry.thread.next_slice(counters, &host.plans, now_ns);
+                        if let Ok(Outcome::Turn(matched)) = slice {
+                            self.turns.push(Turn {
+                                thread,
+                                tenant,
+                                matched,
+                            });
+                        }
+                        entry.failed = slice.err();
                     }
-                    let counters = self.counters.as_mut();
-                    match entry.thread.next_slice(counters, &host.plans, now_ns) {
-                        Ok(Outcome::Turn(matched)) => self.turns.push(Turn {
-                            thread,
-                            tenant,
-                            matched,
-                        }),
-                        Ok(Outcome::Nothing) => {}
-                        Err(error) => failed.push((tenant, error)),
-                    }
+                    failed.extend(entry.failed.clone().map(|error| (tenant, error)));
                 }
                 // Not there, or it has become a vCPU: what was counted of it as another thread ends below.
                 before if before.is_none() && there >= host.threads_max => {
@@ -226,8 +228,12 @@ impl Pmu {
                         Thread::open(counters, reading.slot.tid, scope, &host.plans, now_ns);
                     match opened {
                         Ok(thread) => {
-                            let round = self.round;
-                            self.threads.insert(key, Entry { thread, round });
+                            let entry = Entry {
+                                thread,
+                                failed: None,
+                                round: self.round,
+                            };
+                            self.threads.insert(key, entry);
                         }
                         Err(error) => failed.push((tenant, error)),
                     }

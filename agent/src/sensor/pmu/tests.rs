@@ -242,6 +242,25 @@ fn a_thread_that_ended_just_now_is_none_that_could_not_be_counted() {
 }
 
 #[test]
+fn a_thread_that_lost_its_counters_is_said_so_at_every_look() {
+    let mut bench = Bench::new(&zen_4()).vcpu(11);
+    bench.run(1, &matrices());
+    bench
+        .fake
+        .with(|machine| machine.refusal = Some((0, OpenError::NoDescriptors)));
+    bench.run(1, &matrices());
+    for _ in 0..3 {
+        bench.look();
+        bench.pmu.collect();
+        let remark = bench.pmu.status().1;
+        assert!(remark.starts_with("1 threads are not counted"), "{remark}");
+    }
+    bench.fake.with(|machine| machine.refusal = None);
+    bench.run(1, &matrices());
+    assert_eq!(bench.pmu.status().1, "");
+}
+
+#[test]
 fn descriptors_are_bounded_and_what_is_not_counted_is_said() {
     // A group takes at most four.
     let mut bench = Bench::with(&zen_4(), &Options::default(), 9)
