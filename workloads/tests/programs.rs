@@ -100,6 +100,13 @@ fn rounding_sums_and_ends() {
 }
 
 #[test]
+fn rounding_by_chance_sums_and_ends() {
+    let lines = lines_of(ROUNDING, &["stochastic", "--seconds", "1"]);
+    assert_eq!(lines.len(), 2, "{lines:?}");
+    assert!(lines[1].ends_with(" sums/s"), "{lines:?}");
+}
+
+#[test]
 fn idle_ends() {
     assert_eq!(lines_of(IDLE, &["--seconds", "1"]), ["ready"]);
 }
