@@ -68,6 +68,13 @@ fn randomx_hashes_and_ends() {
 }
 
 #[test]
+fn interpreted_randomx_hashes_and_ends() {
+    let lines = lines_of(RANDOMX, &["--interpreted", "--soft-aes", "--seconds", "2"]);
+    assert_eq!(lines.len(), 3, "{lines:?}");
+    assert!(!lines[2].starts_with("0 hashes"), "{lines:?}");
+}
+
+#[test]
 fn sha256_hashes_and_ends() {
     let lines = lines_of(SHA256, &["--threads", "2", "--seconds", "1"]);
     assert_eq!(lines.len(), 2, "{lines:?}");
@@ -134,6 +141,8 @@ fn impossible_options_are_refused() {
         (RANDOMX, ["--duty", "0"]),
         (RANDOMX, ["--duty", "101"]),
         (RANDOMX, ["--threads", "0"]),
+        (RANDOMX, ["--light", "--full"]),
+        (RANDOMX, ["--interpreted", "--secure"]),
         (SHA256, ["--threads", "0"]),
         (SHA256, ["--duty", "101"]),
         (HASH, ["nohash", "--duty"]),
