@@ -78,7 +78,7 @@ pub struct Entry {
 }
 
 fn seconds() -> u32 {
-    20
+    12
 }
 
 /// All of them.

@@ -210,6 +210,17 @@ fn tail(output: &[u8]) -> String {
     lines.into_iter().rev().collect::<Vec<_>>().join(" | ")
 }
 
+/// The line in which the shell, or a program like it, says that a program is not there: what would be recorded then is a loop of failures.
+fn not_found(output: &[u8]) -> Option<String> {
+    let text = String::from_utf8_lossy(output);
+    let says_so = |line: &&str| {
+        line.ends_with(": not found")
+            || line.contains("command not found")
+            || line.contains("is not installed")
+    };
+    text.lines().find(says_so).map(str::to_owned)
+}
+
 /// Makes one recording; what is to be said of it.
 fn record(entry: &Entry, installed: &Versions, inputs: &Path, programs: &Path) -> Result<String> {
     let dir = tempfile::Builder::new()
@@ -235,7 +246,11 @@ fn record(entry: &Entry, installed: &Versions, inputs: &Path, programs: &Path) -
     );
     let document: Document =
         serde_json::from_slice(&output.stdout).context("the trial's document")?;
-    let words = || tail(&fs::read(&said).unwrap_or_default());
+    let said = fs::read(&said).unwrap_or_default();
+    let words = || tail(&said);
+    if let Some(line) = not_found(&said) {
+        bail!("a program of the command is not there: {line}");
+    }
     ensure!(
         document.cpu_seconds >= CPU_SECONDS_MIN,
         "it used only {:.1} s of CPU time; the command said: {}",
@@ -334,6 +349,19 @@ mod tests {
         );
         assert!(said.starts_with("2 of 9 recordings failed:\n  a: no CPU\n  b: x\n"));
         assert!(said.ends_with("--only a b"), "{said}");
+    }
+
+    #[test]
+    fn a_program_that_is_not_there_is_told_from_words_of_a_load() {
+        let said = |text: &str| not_found(text.as_bytes());
+        let line = "sh: 1: no-such-program: not found";
+        assert_eq!(said(&format!("a\n{line}\nb")).as_deref(), Some(line));
+        assert_eq!(said("ready\n12 hashes\n404 Not Found"), None);
+        let real = Command::new("sh")
+            .args(["-c", "no-such-program"])
+            .output()
+            .unwrap();
+        assert!(not_found(&real.stderr).is_some());
     }
 
     #[test]
