@@ -113,11 +113,8 @@ pub fn stochastic_sums(chance: Chance, state: &mut u64) -> [f64; RUNS] {
     let mut sums = [0.0; RUNS];
     let mut divisor = 1.0f64;
     for _ in 0..TERMS {
-        // All runs take a step before any takes the next, as values of CADNA's types carry their three results with them.
-        for sum in &mut sums {
-            let term = rounded_step(Step::Divide, 1.0, divisor, chance.next(state));
-            *sum = rounded_step(Step::Add, *sum, term, chance.next(state));
-        }
+        let modes = std::array::from_fn(|_| chance.next(state));
+        add_term(&mut sums, divisor, modes);
         divisor += 2.0;
     }
     sums
@@ -138,39 +135,28 @@ impl Chance {
     }
 }
 
-#[derive(Debug, Clone, Copy)]
-enum Step {
-    Add,
-    Divide,
-}
-
-/// One operation, rounded as `rounding_control` (0 to 3) says; the mode is as before afterwards.
+/// Adds 1 / `divisor` to each sum, every division and addition rounded as its mode (0 to 3) says. All runs take this step before any takes
+/// the next, as values of CADNA's types carry their three results with them. The mode is as before afterwards.
 #[inline]
-fn rounded_step(step: Step, left: f64, right: f64, rounding_control: u32) -> f64 {
-    let mut result = left;
+fn add_term([a, b, c]: &mut [f64; RUNS], divisor: f64, modes: [u32; 2 * RUNS]) {
     let mut before = 0u32;
     // SAFETY: STMXCSR stores to 4 writable bytes.
     unsafe { asm!("stmxcsr [{}]", in(reg) &raw mut before, options(nostack)) };
-    let rounded = (before & !(3 << 13)) | (rounding_control << 13);
-    // SAFETY: LDMXCSR with a valid value (the thread's own, only RC differs); the former value is put back in the same block, so that no
-    // instruction of the compiler's runs in between.
+    let controls = modes.map(|mode| (before & !(3 << 13)) | (mode << 13));
+    // SAFETY: LDMXCSR with valid values (the thread's own, only RC differs) from an array of six words; the former value is put back in the
+    // same block, so that no instruction of the compiler's runs in between.
     unsafe {
-        match step {
-            Step::Add => asm!(
-                "ldmxcsr [{rounded}]", "addsd {result}, {right}", "ldmxcsr [{before}]",
-                rounded = in(reg) &raw const rounded, before = in(reg) &raw const before,
-                result = inout(xmm_reg) result, right = in(xmm_reg) right,
-                options(nostack)
-            ),
-            Step::Divide => asm!(
-                "ldmxcsr [{rounded}]", "divsd {result}, {right}", "ldmxcsr [{before}]",
-                rounded = in(reg) &raw const rounded, before = in(reg) &raw const before,
-                result = inout(xmm_reg) result, right = in(xmm_reg) right,
-                options(nostack)
-            ),
-        }
+        asm!(
+            "ldmxcsr [{to}]", "divsd {x}, {by}", "ldmxcsr [{to} + 4]", "addsd {a}, {x}",
+            "ldmxcsr [{to} + 8]", "divsd {y}, {by}", "ldmxcsr [{to} + 12]", "addsd {b}, {y}",
+            "ldmxcsr [{to} + 16]", "divsd {z}, {by}", "ldmxcsr [{to} + 20]", "addsd {c}, {z}",
+            "ldmxcsr [{before}]",
+            to = in(reg) controls.as_ptr(), before = in(reg) &raw const before, by = in(xmm_reg) divisor,
+            x = inout(xmm_reg) 1.0f64 => _, y = inout(xmm_reg) 1.0f64 => _, z = inout(xmm_reg) 1.0f64 => _,
+            a = inout(xmm_reg) *a, b = inout(xmm_reg) *b, c = inout(xmm_reg) *c,
+            options(nostack)
+        );
     }
-    result
 }
 
 /// Checks that the modes bound each other as they must.
@@ -227,12 +213,23 @@ mod tests {
     }
 
     #[test]
-    fn a_step_is_rounded_as_it_is_told() {
-        let third = |rc| rounded_step(Step::Divide, 1.0, 3.0, rc);
-        assert_eq!([third(0), third(1), third(3)], [third(1); 3]);
-        assert_eq!(third(2).to_bits(), third(1).to_bits() + 1);
-        let tiny = |rc| rounded_step(Step::Add, 1.0, 1e-20, rc).to_bits();
-        assert_eq!([tiny(0), tiny(1), tiny(3)], [1.0f64.to_bits(); 3]);
-        assert_eq!(tiny(2), 1.0f64.to_bits() + 1);
+    fn every_operation_is_rounded_as_it_is_told() {
+        let third = |divide, add| {
+            let mut sums = [0.0; RUNS];
+            add_term(&mut sums, 3.0, [divide, add, divide, add, divide, add]);
+            assert_eq!(sums, [sums[0]; RUNS]);
+            sums[0].to_bits()
+        };
+        assert_eq!([third(0, 0), third(1, 0), third(3, 0)], [third(1, 1); 3]);
+        assert_eq!(third(2, 0), third(1, 0) + 1);
+        let mut sums = [1e20; RUNS];
+        add_term(&mut sums, 1.0, [0, 1, 0, 0, 0, 2]);
+        assert_eq!(
+            sums.map(f64::to_bits),
+            [1e20, 1e20, 1e20f64.next_up()].map(f64::to_bits)
+        );
+        let mut sums = [-1e20, 1e20, 1e20];
+        add_term(&mut sums, 1.0, [0, 3, 0, 3, 0, 2]);
+        assert_eq!(sums[0].to_bits(), (-1e20f64).next_up().to_bits());
     }
 }
