@@ -30,7 +30,7 @@ use crate::{
 /// A command that uses less CPU time than this does not do what it is to.
 const CPU_SECONDS_MIN: f64 = 0.5;
 
-/// What a trial takes beyond its length: loading and removing the kernel half, ending the programs. Measured: 1 to 2 s on two CPUs.
+/// What a trial takes beyond its length: loading and removing the kernel half, ending the programs. An estimate, for the time shown only.
 const OVERHEAD: Duration = Duration::from_millis(1_500);
 
 /// What is to be recorded.
