@@ -68,6 +68,15 @@ fn randomx_hashes_and_ends() {
 }
 
 #[test]
+fn interpreted_randomx_hashes_and_ends() {
+    let lines = lines_of(RANDOMX, &["--interpreted", "--soft-aes", "--seconds", "2"]);
+    assert_eq!(lines.len(), 3, "{lines:?}");
+    // It checked the known hash before this line.
+    assert_eq!(lines[0], "ready");
+    assert!(lines[2].ends_with(" hashes/s"), "{lines:?}");
+}
+
+#[test]
 fn sha256_hashes_and_ends() {
     let lines = lines_of(SHA256, &["--threads", "2", "--seconds", "1"]);
     assert_eq!(lines.len(), 2, "{lines:?}");
@@ -100,6 +109,13 @@ fn rounding_sums_and_ends() {
 }
 
 #[test]
+fn rounding_by_chance_sums_and_ends() {
+    let lines = lines_of(ROUNDING, &["stochastic", "--seconds", "1"]);
+    assert_eq!(lines.len(), 2, "{lines:?}");
+    assert!(lines[1].ends_with(" sums/s"), "{lines:?}");
+}
+
+#[test]
 fn idle_ends() {
     assert_eq!(lines_of(IDLE, &["--seconds", "1"]), ["ready"]);
 }
@@ -127,6 +143,8 @@ fn impossible_options_are_refused() {
         (RANDOMX, ["--duty", "0"]),
         (RANDOMX, ["--duty", "101"]),
         (RANDOMX, ["--threads", "0"]),
+        (RANDOMX, ["--light", "--full"]),
+        (RANDOMX, ["--interpreted", "--secure"]),
         (SHA256, ["--threads", "0"]),
         (SHA256, ["--duty", "101"]),
         (HASH, ["nohash", "--duty"]),

@@ -66,6 +66,9 @@ pub struct Entry {
     /// How long, s.
     #[serde(default = "seconds")]
     pub seconds: u32,
+    /// Whether nothing else may be recorded at the same time: what it shows depends on getting the CPU time it asks for.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub alone: bool,
     /// Of a RandomX miner: share of one CPU it is to use, over all its threads, percent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub randomx_percent: Option<u32>,
@@ -75,7 +78,7 @@ pub struct Entry {
 }
 
 fn seconds() -> u32 {
-    20
+    12
 }
 
 /// All of them.
@@ -141,6 +144,7 @@ mod tests {
             set,
             command: "true".to_owned(),
             seconds: 20,
+            alone: false,
             randomx_percent: None,
             packages: Vec::new(),
         }

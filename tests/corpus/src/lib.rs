@@ -11,6 +11,7 @@
 use std::path::{Path, PathBuf};
 
 pub mod catalogue;
+pub mod packages;
 pub mod record;
 pub mod recording;
 pub mod report;

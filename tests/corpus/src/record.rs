@@ -1,20 +1,21 @@
 //! Makes recordings: each entry of the catalogue runs as a real `davy-agent trial`, in a directory of its own that is
 //! removed afterwards. Every input is generated; nothing is downloaded.
 //!
-//! Several trials may run at a time: real machines are busy, too. Each loads its own kernel half.
+//! Several trials may run at a time: real machines are busy, too. Each loads its own kernel half. Entries that say `alone` run after all
+//! others, one at a time. Packages that are missing are named before anything runs; recordings that could not be made, at the end.
 
 use std::{
-    collections::BTreeMap,
     env,
     ffi::OsString,
     fs,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::{
-        Mutex,
+        Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     thread,
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -22,11 +23,15 @@ use davy_agent::trial::document::Document;
 
 use crate::{
     catalogue::{Catalogue, Entry},
+    packages::{self, Versions},
     recording::Recording,
 };
 
 /// A command that uses less CPU time than this does not do what it is to.
 const CPU_SECONDS_MIN: f64 = 0.5;
+
+/// What a trial takes beyond its length: loading and removing the kernel half, ending the programs. An estimate, for the time shown only.
+const OVERHEAD: Duration = Duration::from_millis(1_500);
 
 /// What is to be recorded.
 #[derive(Clone, Debug)]
@@ -35,7 +40,7 @@ pub struct Options {
     pub programs: PathBuf,
     /// Only recordings of these names; empty: all.
     pub only: Vec<String>,
-    /// Only recordings that are not there yet.
+    /// Only recordings that are not there yet, or are of an entry that has changed since.
     pub missing: bool,
     /// Trials at a time.
     pub jobs: usize,
@@ -44,10 +49,11 @@ pub struct Options {
 /// Makes the recordings; says on standard error how far it is.
 ///
 /// # Errors
-/// If an input cannot be made, or some recordings could not (all others are there then).
+/// If a package is missing or an input cannot be made (nothing is recorded then), or some recordings could not (all others are there then).
 pub fn run(options: &Options) -> Result<()> {
     let catalogue = Catalogue::read()?;
     let entries = select(&catalogue, options)?;
+    let packages = packages::versions_for(&entries)?;
     let recordings = crate::recordings_dir();
     fs::create_dir_all(&recordings)
         .with_context(|| format!("cannot make {}", recordings.display()))?;
@@ -57,37 +63,73 @@ pub fn run(options: &Options) -> Result<()> {
         .context("cannot make a temporary directory")?;
     make_inputs(&catalogue, &entries, scratch.path(), &options.programs)?;
 
-    let (next, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
-    let failures = Mutex::new(Vec::new());
+    let (alone, together): (Vec<_>, Vec<_>) = entries.iter().partition(|entry| entry.alone);
+    let jobs = options.jobs.max(1);
+    eprintln!(
+        "{} recordings, about {} min",
+        entries.len(),
+        expected(&together, &alone, jobs).as_secs().div_ceil(60)
+    );
+    let (done, failures) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    let make = |entry: &Entry| {
+        let outcome = record(entry, &packages, scratch.path(), &options.programs);
+        let nth = done.fetch_add(1, Ordering::Relaxed) + 1;
+        let words = outcome.unwrap_or_else(|error| {
+            let why = format!("{error:#}");
+            let words = format!("FAILED: {why}");
+            failures
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push((entry.name.clone(), why));
+            words
+        });
+        eprintln!("[{nth}/{}] {}: {words}", entries.len(), entry.name);
+    };
+    in_parallel(&together, jobs, &make);
+    in_parallel(&alone, 1, &make);
+    let failures = failures
+        .into_inner()
+        .unwrap_or_else(PoisonError::into_inner);
+    ensure!(failures.is_empty(), "{}", refused(&failures, entries.len()));
+    Ok(())
+}
+
+/// Calls `each` with every entry, in `jobs` threads.
+fn in_parallel(entries: &[&Entry], jobs: usize, each: &(impl Fn(&Entry) + Sync)) {
+    let next = AtomicUsize::new(0);
     thread::scope(|scope| {
-        for _ in 0..options.jobs.max(1) {
+        for _ in 0..jobs {
             scope.spawn(|| {
                 while let Some(entry) = entries.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let outcome = record(entry, scratch.path(), &options.programs);
-                    let nth = done.fetch_add(1, Ordering::Relaxed) + 1;
-                    let words = match outcome {
-                        Ok(words) => words,
-                        Err(error) => {
-                            if let Ok(mut failures) = failures.lock() {
-                                failures.push(entry.name.clone());
-                            }
-                            format!("FAILED: {error:#}")
-                        }
-                    };
-                    eprintln!("[{nth}/{}] {}: {words}", entries.len(), entry.name);
+                    each(entry);
                 }
             });
         }
     });
-    let failures = failures.into_inner().unwrap_or_default();
-    ensure!(
-        failures.is_empty(),
-        "{} of {} recordings failed: {}; why is said above",
+}
+
+/// How long it will take, the inputs not counted.
+fn expected(together: &[&Entry], alone: &[&Entry], jobs: usize) -> Duration {
+    let sum = |entries: &[&Entry]| -> Duration {
+        let one = |entry: &&Entry| Duration::from_secs(u64::from(entry.seconds)) + OVERHEAD;
+        entries.iter().map(one).sum()
+    };
+    sum(together) / u32::try_from(jobs).unwrap_or(u32::MAX) + sum(alone)
+}
+
+/// The last words of a run that could not make every recording.
+fn refused(failures: &[(String, String)], all: usize) -> String {
+    let lines: Vec<_> = failures
+        .iter()
+        .map(|(name, why)| format!("\n  {name}: {why}"))
+        .collect();
+    let names: Vec<_> = failures.iter().map(|(name, _)| name.as_str()).collect();
+    format!(
+        "{} of {all} recordings failed:{}\nAgain: cargo xtask corpus record --only {}",
         failures.len(),
-        entries.len(),
-        failures.join(" ")
-    );
-    Ok(())
+        lines.concat(),
+        names.join(" ")
+    )
 }
 
 fn select<'a>(catalogue: &'a Catalogue, options: &Options) -> Result<Vec<&'a Entry>> {
@@ -99,9 +141,14 @@ fn select<'a>(catalogue: &'a Catalogue, options: &Options) -> Result<Vec<&'a Ent
     }
     let wanted = |entry: &&Entry| {
         (options.only.is_empty() || options.only.contains(&entry.name))
-            && !(options.missing && path(entry).exists())
+            && !(options.missing && is_recorded(entry))
     };
     Ok(catalogue.recordings.iter().filter(wanted).collect())
+}
+
+/// Whether the recording is there, of the entry as it is today.
+fn is_recorded(entry: &Entry) -> bool {
+    Recording::read(&path(entry)).is_ok_and(|recording| recording.entry == *entry)
 }
 
 fn path(entry: &Entry) -> PathBuf {
@@ -163,9 +210,19 @@ fn tail(output: &[u8]) -> String {
     lines.into_iter().rev().collect::<Vec<_>>().join(" | ")
 }
 
+/// The line in which the shell, or a program like it, says that a program is not there: what would be recorded then is a loop of failures.
+fn not_found(output: &[u8]) -> Option<String> {
+    let text = String::from_utf8_lossy(output);
+    let says_so = |line: &&str| {
+        line.ends_with(": not found")
+            || line.contains("command not found")
+            || line.contains("is not installed")
+    };
+    text.lines().find(says_so).map(str::to_owned)
+}
+
 /// Makes one recording; what is to be said of it.
-fn record(entry: &Entry, inputs: &Path, programs: &Path) -> Result<String> {
-    let versions = versions(entry)?;
+fn record(entry: &Entry, installed: &Versions, inputs: &Path, programs: &Path) -> Result<String> {
     let dir = tempfile::Builder::new()
         .prefix("davy-corpus-run.")
         .tempdir()
@@ -189,14 +246,18 @@ fn record(entry: &Entry, inputs: &Path, programs: &Path) -> Result<String> {
     );
     let document: Document =
         serde_json::from_slice(&output.stdout).context("the trial's document")?;
-    let words = || tail(&fs::read(&said).unwrap_or_default());
+    let said = fs::read(&said).unwrap_or_default();
+    let words = || tail(&said);
+    if let Some(line) = not_found(&said) {
+        bail!("a program of the command is not there: {line}");
+    }
     ensure!(
         document.cpu_seconds >= CPU_SECONDS_MIN,
         "it used only {:.1} s of CPU time; the command said: {}",
         document.cpu_seconds,
         words()
     );
-    let recording = Recording::new(entry.clone(), versions, &document)?;
+    let recording = Recording::new(entry.clone(), packages::of(entry, installed), &document)?;
     ensure!(
         recording.verdict == document.verdict,
         "the trial said {}, its packed trace {}: the trace does not fit a recording",
@@ -204,7 +265,7 @@ fn record(entry: &Entry, inputs: &Path, programs: &Path) -> Result<String> {
         recording.verdict
     );
     let (path, text) = (path(entry), recording.text()?);
-    fs::write(&path, &text).with_context(|| format!("cannot write {}", path.display()))?;
+    write_whole(&path, &text)?;
     Ok(format!(
         "{}{} ({}), {:.1} s of CPU time, {} samples, {} kB",
         recording.verdict,
@@ -220,22 +281,96 @@ fn record(entry: &Entry, inputs: &Path, programs: &Path) -> Result<String> {
     ))
 }
 
-/// Versions of the entry's packages.
-fn versions(entry: &Entry) -> Result<BTreeMap<String, String>> {
-    entry
-        .packages
-        .iter()
-        .map(|package| {
-            let output = Command::new("dpkg-query")
-                .args(["-W", "-f", "${Version}", package])
-                .output()
-                .context("cannot start dpkg-query")?;
-            ensure!(
-                output.status.success(),
-                "the package {package} is missing: apt-get install {package}"
-            );
-            let version = String::from_utf8_lossy(&output.stdout).trim().to_owned();
-            Ok((package.clone(), version))
-        })
-        .collect()
+/// Writes a file that is there whole or not at all: who is interrupted goes on with `--missing`.
+fn write_whole(path: &Path, text: &str) -> Result<()> {
+    let context = || format!("cannot write {}", path.display());
+    let unfinished = path.with_extension("unfinished");
+    fs::write(&unfinished, text).with_context(context)?;
+    fs::rename(&unfinished, path).with_context(context)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::catalogue::{Label, Set};
+
+    fn entry(name: &str, seconds: u32) -> Entry {
+        Entry {
+            name: name.to_owned(),
+            program: name.to_owned(),
+            label: Label::Honest,
+            set: Set::Tune,
+            command: "true".to_owned(),
+            seconds,
+            alone: false,
+            randomx_percent: None,
+            packages: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn every_entry_is_made_once() {
+        let entries: Vec<_> = (0..9).map(|n| entry(&n.to_string(), 1)).collect();
+        let made = Mutex::new(Vec::new());
+        in_parallel(&entries.iter().collect::<Vec<_>>(), 3, &|entry: &Entry| {
+            made.lock().unwrap().push(entry.name.clone());
+        });
+        let mut made = made.into_inner().unwrap();
+        made.sort();
+        assert_eq!(made, ["0", "1", "2", "3", "4", "5", "6", "7", "8"]);
+    }
+
+    #[test]
+    fn what_runs_alone_takes_its_whole_time() {
+        let (a, b) = (entry("a", 20), entry("b", 60));
+        let time = expected(&[&a, &a, &a, &a], &[&b], 2);
+        assert_eq!(time, Duration::from_secs(2 * 20 + 60) + OVERHEAD * 3);
+    }
+
+    #[test]
+    fn an_entry_that_changed_is_not_recorded() {
+        let catalogue = Catalogue::read().unwrap();
+        let recording = Recording::read_all().unwrap().swap_remove(0);
+        let before = recording.entry;
+        assert!(is_recorded(&before));
+        let mut changed = before.clone();
+        changed.command.push_str("; true");
+        assert!(!is_recorded(&changed));
+        let mut unknown = catalogue.recordings[0].clone();
+        unknown.name = "no-such-recording".to_owned();
+        assert!(!is_recorded(&unknown));
+    }
+
+    #[test]
+    fn a_failed_run_ends_with_its_reasons() {
+        let said = refused(
+            &[("a".into(), "no CPU".into()), ("b".into(), "x".into())],
+            9,
+        );
+        assert!(said.starts_with("2 of 9 recordings failed:\n  a: no CPU\n  b: x\n"));
+        assert!(said.ends_with("--only a b"), "{said}");
+    }
+
+    #[test]
+    fn a_program_that_is_not_there_is_told_from_words_of_a_load() {
+        let said = |text: &str| not_found(text.as_bytes());
+        let line = "sh: 1: no-such-program: not found";
+        assert_eq!(said(&format!("a\n{line}\nb")).as_deref(), Some(line));
+        assert_eq!(said("ready\n12 hashes\n404 Not Found"), None);
+        let real = Command::new("sh")
+            .args(["-c", "no-such-program"])
+            .output()
+            .unwrap();
+        assert!(not_found(&real.stderr).is_some());
+    }
+
+    #[test]
+    fn a_file_is_written_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.json");
+        write_whole(&path, "old").unwrap();
+        write_whole(&path, "new").unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "new");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
 }

@@ -214,24 +214,37 @@ fn times(scored: &[Scored]) -> String {
         ]);
     };
     let percent = |s: &Scored| s.entry.randomx_percent;
-    row("RandomX, from 25 % of one CPU", Detector::Mining, &|s| {
-        percent(s).is_some_and(|p| p >= 25)
-    });
-    row("RandomX, from 25 % of one CPU", Detector::Suspect, &|s| {
-        percent(s).is_some_and(|p| p >= 25)
-    });
+    for detector in [
+        Detector::FpRounding,
+        Detector::RandomAny,
+        Detector::RandomDirected,
+        Detector::Suspect,
+        Detector::Mining,
+    ] {
+        row("RandomX, from 25 % of one CPU", detector, &|s| {
+            percent(s).is_some_and(|p| p >= 25)
+        });
+    }
     row("RandomX, below that", Detector::Suspect, &|s| {
         percent(s).is_some_and(|p| p < 25)
     });
-    row("other hashing", Detector::Suspect, &|s| {
-        s.entry.label == Label::Mining && percent(s).is_none()
-    });
-    row("look-alikes", Detector::Suspect, &|s| {
-        s.entry.label == Label::LookAlike
-    });
+    for detector in [Detector::RandomAny, Detector::Suspect] {
+        row("other hashing", detector, &|s| {
+            s.entry.label == Label::Mining && percent(s).is_none()
+        });
+    }
+    for (what, label) in [("look-alikes", Label::LookAlike), ("honest", Label::Honest)] {
+        row(what, Detector::Suspect, &|s| s.entry.label == label);
+    }
     table(
         "Time to the verdict",
-        &["what", "verdict", "reached", "median", "longest"],
+        &[
+            "what",
+            "test or verdict",
+            "reached",
+            "median of those",
+            "longest",
+        ],
         &rows,
     ) + "\nFrom the program's start, its set-up included, under 20 nudges a second, in windows of 1 s. \
            The daemon's windows are of 10 s and it nudges less until evidence forms.\n"
@@ -393,12 +406,16 @@ fn everything(scored: &[Scored]) -> String {
                 s.outcome.cpu_seconds, s.outcome.seconds
             );
             row.push(cpu);
+            row.extend([Detector::Suspect, Detector::Mining].map(|verdict| {
+                let first = s.outcome.first_s.get(&verdict);
+                first.map_or("–".to_owned(), |s| format!("{s:.0} s"))
+            }));
             row
         })
         .collect();
     let mut head = FIGURES.to_vec();
     head.splice(1..1, ["label", "set"]);
-    head.push("CPU time");
+    head.extend(["CPU time", "`suspect` after", "`mining` after"]);
     table("Every recording", &head, &rows)
 }
 
