@@ -22,6 +22,8 @@ use crate::{
 };
 
 /// A thread needs next to nothing: it sleeps.
+/// Where the kernel says which CPUs are online.
+const ONLINE: &str = "/sys/devices/system/cpu/online";
 const STACK_BYTES: usize = 64 * 1024;
 
 #[derive(Debug, Default)]
@@ -206,6 +208,15 @@ fn pin(cpu: u32) -> std::io::Result<()> {
     set.set(cpu);
     rustix::thread::sched_setaffinity(None, &set)?;
     Ok(())
+}
+
+/// The CPUs that are online.
+///
+/// # Errors
+/// If the kernel does not say.
+pub fn online_cpus() -> std::io::Result<Vec<u32>> {
+    let list = std::fs::read_to_string(ONLINE)?;
+    parse_cpu_list(&list).map_err(std::io::Error::other)
 }
 
 /// A CPU list of the kernel's; a file that is not there holds none.

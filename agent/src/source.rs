@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use davy_abi::{SlotIndex, TenantIndex};
+use davy_abi::{SlotIndex, TenantIndex, Waits};
 use davy_evidence::SensorState;
 
 use crate::kernel::{Kernel, KernelError, ProgramCost, Reading, WatchedThreads};
@@ -17,6 +17,8 @@ pub trait ThreadSource {
 
     /// Replaces `out` by the figures of every live or ended thread.
     fn readings(&self, out: &mut Vec<Reading>);
+    /// Who ran while the thread of a slot waited; `None` if there is no such slot.
+    fn waits(&self, slot: SlotIndex) -> Option<Waits>;
     /// `CLOCK_MONOTONIC`, ns: the clock of `Slot::running_since_ns`.
     fn now_ns(&self) -> u64;
     /// Watches all threads of a process, present and future.
@@ -66,6 +68,10 @@ impl ThreadSource for Kernel {
 
     fn readings(&self, out: &mut Vec<Reading>) {
         Kernel::readings(self, out);
+    }
+
+    fn waits(&self, slot: SlotIndex) -> Option<Waits> {
+        Kernel::waits(self, slot)
     }
 
     fn now_ns(&self) -> u64 {

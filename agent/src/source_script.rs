@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use davy_abi::{FLAG_ENDED, FLAG_LIVE, FLAG_VCPU, Slot, SlotIndex, TenantIndex};
+use davy_abi::{FLAG_ENDED, FLAG_LIVE, FLAG_VCPU, Slot, SlotIndex, TenantIndex, Waits};
 use davy_evidence::SensorState;
 
 use super::ThreadSource;
@@ -19,6 +19,7 @@ use crate::{
 #[derive(Debug, Default)]
 pub(crate) struct Script {
     pub(crate) slots: BTreeMap<SlotIndex, Slot>,
+    pub(crate) waits: BTreeMap<SlotIndex, Waits>,
     pub(crate) now_ns: u64,
     pub(crate) watched_processes: Vec<(u32, TenantIndex)>,
     pub(crate) watched_trees: Vec<(u32, TenantIndex)>,
@@ -98,6 +99,10 @@ impl ThreadSource for Script {
                 .iter()
                 .map(|(&index, &slot)| Reading { index, slot }),
         );
+    }
+
+    fn waits(&self, slot: SlotIndex) -> Option<Waits> {
+        Some(self.waits.get(&slot).copied().unwrap_or_default())
     }
 
     fn now_ns(&self) -> u64 {

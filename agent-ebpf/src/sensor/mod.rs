@@ -3,6 +3,7 @@
 pub mod cpu;
 pub mod fp_rounding;
 pub mod register_randomness;
+pub mod waits;
 
 use davy_abi::{FLAG_CONFIDENTIAL, FLAG_VCPU, Slot};
 

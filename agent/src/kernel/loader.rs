@@ -25,7 +25,9 @@ pub(super) fn load(options: &KernelOptions) -> Result<Kernel, LoadError> {
     requirements::check()?;
     let resolved = offsets::resolve(&btf::Btf::read(btf::VMLINUX.as_ref())?)?;
     let mut ebpf = object(options, &resolved)?;
-    let slots = SlotTable::map(array(take(&mut ebpf, "SLOTS")?)?, options.slots_max)?;
+    let slots = array(take(&mut ebpf, "SLOTS")?)?;
+    let waits = array(take(&mut ebpf, "WAITS")?)?;
+    let slots = SlotTable::map(slots, waits, options.slots_max)?;
     let mut free = queue(take(&mut ebpf, "FREE")?)?;
     for index in 1..options.slots_max {
         free.push(index, 0)
@@ -72,6 +74,7 @@ fn object(options: &KernelOptions, resolved: &Resolved) -> Result<Ebpf, LoadErro
         .override_global("OFFSETS", bytes_of_offsets(&resolved.offsets), true)
         .override_global("SETTINGS", bytes_of_settings(&settings), true)
         .map_max_entries("SLOTS", options.slots_max)
+        .map_max_entries("WAITS", options.slots_max)
         .map_max_entries("FREE", options.slots_max)
         .map_max_entries("THREADS", options.slots_max)
         .load(OBJECT)
@@ -155,7 +158,7 @@ fn missing(kind: &str, name: &str) -> LoadError {
 fn array(map: Map) -> Result<MapData, LoadError> {
     match map {
         Map::Array(data) => Ok(data),
-        _ => Err(missing("array", "SLOTS")),
+        _ => Err(missing("array", "SLOTS or WAITS")),
     }
 }
 
@@ -163,15 +166,19 @@ fn queue(map: Map) -> Result<Queue<MapData, SlotIndex>, LoadError> {
     Queue::try_from(map).map_err(LoadError::refused("the map FREE"))
 }
 
+/// A [`davy_abi::Cpu`] in words.
+const CPU_WORDS: usize = size_of::<davy_abi::Cpu>() / 8;
+
 /// The bytes of the maps that [`Kernel`] holds no handle of its own for: the per-CPU arrays, and the globals (set by
 /// the agent and frozen, or the digests' key: no program writes there).
 pub(super) fn remaining_bytes(name: &str, map: &Map) -> Result<Vec<u8>, KernelError> {
     let mut bytes = Vec::new();
     match map {
         Map::PerCpuArray(_) => {
-            if let Ok(array) = PerCpuArray::<_, u32>::try_from(map) {
+            if let Ok(array) = PerCpuArray::<_, [u64; CPU_WORDS]>::try_from(map) {
                 for values in per_cpu(name, &array)? {
-                    bytes.extend(values.iter().flat_map(|value| value.to_ne_bytes()));
+                    let words = values.iter().flatten();
+                    bytes.extend(words.flat_map(|word| word.to_ne_bytes()));
                 }
             } else {
                 let array = PerCpuArray::<_, u64>::try_from(map).map_err(KernelError::map(name))?;

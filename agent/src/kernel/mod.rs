@@ -10,6 +10,7 @@
 mod btf;
 mod error;
 mod loader;
+mod mapping;
 mod offsets;
 mod overhead;
 mod requirements;
@@ -27,7 +28,7 @@ use aya::{
     Ebpf,
     maps::{self, MapData, PerCpuArray, Queue},
 };
-use davy_abi::{COUNTERS, FLAG_ENDED, FLAG_VCPU, Slot, SlotIndex, TENANT_GONE, TenantIndex};
+use davy_abi::{COUNTERS, FLAG_ENDED, FLAG_VCPU, Slot, SlotIndex, TENANT_GONE, TenantIndex, Waits};
 use davy_evidence::SensorState;
 
 pub use self::{
@@ -40,7 +41,7 @@ use self::{slots::SlotTable, threads::Books};
 /// How the kernel half is set up.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KernelOptions {
-    /// Threads that can be watched at once, 2..=1,048,576. Each takes 240 bytes of kernel memory, and a hash entry.
+    /// Threads that can be watched at once, 2..=1,048,576. Each takes 384 bytes of kernel memory, and a hash entry.
     pub slots_max: u32,
     /// Least time between two looks at one thread's registers.
     pub sample_interval: Duration,
@@ -139,6 +140,12 @@ impl Kernel {
     pub fn readings(&self, out: &mut Vec<Reading>) {
         out.clear();
         out.extend(self.slots.in_use());
+    }
+
+    /// Who ran while the thread of a slot waited for a CPU; `None` past the table's end.
+    #[must_use]
+    pub fn waits(&self, index: SlotIndex) -> Option<Waits> {
+        self.slots.waits(index)
     }
 
     /// CLOCK_MONOTONIC, the clock of `running_since_ns`.
