@@ -7,6 +7,7 @@
 //! | `THREADS` | thread id → slot |
 //! | `FREE` | slots that no thread has; the agent fills it and hands ended slots back |
 //! | `CPU` | one [`Cpu`] per CPU: who runs there, and who ran before |
+//! | `PACE` | least time between two looks at one thread's registers, ns, beyond the configured one; `NEVER_NS`: no looks |
 //! | `COUNTERS` | per CPU: what went wrong, by [`Counter`] |
 //!
 //! `max_entries` of the first four are set by the agent at load. None has room for register contents.
@@ -34,6 +35,9 @@ static FREE: Queue<SlotIndex> = Queue::with_max_entries(1, 0);
 static CPU: PerCpuArray<Cpu> = PerCpuArray::with_max_entries(1, 0);
 
 #[map]
+static PACE: Array<u64> = Array::with_max_entries(1, 0);
+
+#[map]
 static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(COUNTERS_LEN, 0);
 
 /// This CPU's element of `CPU`.
@@ -46,6 +50,14 @@ pub fn cpu() -> Option<*mut Cpu> {
 #[inline(always)]
 pub fn waits(index: SlotIndex) -> Option<*mut Waits> {
     WAITS.get_ptr_mut(index)
+}
+
+/// The agent's say on the time between two looks.
+#[inline(always)]
+pub fn pace_ns() -> u64 {
+    // SAFETY: a plain load; the agent stores whole values.
+    PACE.get_ptr(0)
+        .map_or(0, |pace| unsafe { core::ptr::read_volatile(pace) })
 }
 
 /// The slot of that index; `None` past the table's end.

@@ -68,7 +68,11 @@ pub fn enter(next: Task, cpu: &mut Cpu) -> SlotIndex {
     let cpu_number = unsafe { bpf_get_smp_processor_id() };
     sensor::cpu::enter(slot, next, now_ns, cpu_number, cpu);
     if setting!(sample_interval_ns) != NEVER_NS && now_ns >= slot.next_sample_ns {
-        slot.next_sample_ns = now_ns + setting!(sample_interval_ns);
+        let pace_ns = maps::pace_ns();
+        if pace_ns == NEVER_NS {
+            return index;
+        }
+        slot.next_sample_ns = now_ns + pace_ns.max(setting!(sample_interval_ns));
         sensor::look(slot, next);
     }
     index

@@ -3,7 +3,10 @@
 //! [`Observer::look`] is called at least once a second, and right before [`Observer::close`] at each window's end. Clocks and
 //! threads come through [`ThreadSource`], processes through [`Processes`]: nothing else is asked of the system.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::Duration,
+};
 
 use davy_abi::{FLAG_ENDED, TenantIndex};
 use davy_evidence::{Level, SensorState, TenantEvidence, Verdict, verdict};
@@ -15,8 +18,9 @@ use crate::{
     config::Config,
     error::chain,
     evidence::{HostSensors, Tests},
+    governor::{FEW_LOOKS_NS, Step},
     kernel::Reading,
-    sensor::{Looks, register_state},
+    sensor::{Looks, register_state, waits::Ledger},
     source::ThreadSource,
     tenant::{
         Kind, Tenant,
@@ -108,6 +112,7 @@ pub struct Observer<S, P> {
     registry: Registry,
     accountant: Accountant,
     tests: Tests,
+    waits: Ledger,
     readings: Vec<Reading>,
     deltas: Vec<ThreadDelta>,
     carried: HashMap<String, TenantEvidence>,
@@ -119,7 +124,11 @@ pub struct Observer<S, P> {
     looks: u64,
     ever_looked: bool,
     ever_watched: bool,
+    /// Whether the kernel half has met a watched thread at a switch.
+    ever_switched: bool,
     overview: Overview,
+    /// Why less is measured than could be; empty if nothing is shed.
+    shed: String,
 }
 
 impl<S: ThreadSource, P: Processes> Observer<S, P> {
@@ -132,6 +141,7 @@ impl<S: ThreadSource, P: Processes> Observer<S, P> {
             processes,
             accountant: Accountant::default(),
             tests: Tests::default(),
+            waits: Ledger::default(),
             readings: Vec::new(),
             deltas: Vec::new(),
             carried: HashMap::new(),
@@ -140,7 +150,9 @@ impl<S: ThreadSource, P: Processes> Observer<S, P> {
             looks: 0,
             ever_looked: false,
             ever_watched: false,
+            ever_switched: false,
             overview: Overview::default(),
+            shed: String::new(),
         }
     }
 
@@ -207,6 +219,22 @@ impl<S: ThreadSource, P: Processes> Observer<S, P> {
         &self.overview
     }
 
+    /// Sheds what `step` says of the looks at registers, and has the sensors' states say `reason` from now on.
+    pub fn shed(&mut self, step: Step, reason: String) {
+        let least = match step {
+            Step::Nothing | Step::CloserLooks | Step::Nudges => Duration::ZERO,
+            Step::FewLooks => Duration::from_nanos(FEW_LOOKS_NS),
+            Step::Looks => Duration::MAX,
+        };
+        if let Err(error) = self.source.pace(least) {
+            warn!(
+                error = chain(&error),
+                "the looks at registers cannot be paced"
+            );
+        }
+        self.shed = reason;
+    }
+
     /// Gives what a detector had stored of this host's tests. It is used for tenants that were there before the agent,
     /// and are found within an hour.
     pub fn carry(&mut self, carried: Vec<Carried>) {
@@ -233,6 +261,12 @@ impl<S: ThreadSource, P: Processes> Observer<S, P> {
         let deltas = self.accountant.update(&self.readings, now_ns, |index| {
             registry.tenant(index).is_some()
         });
+        let source = &self.source;
+        self.waits.update(
+            &self.readings,
+            |reading| source.waits(reading.index),
+            |index| registry.tenant(index).is_some(),
+        );
         let forming_cpus = self.tests.update(&deltas, |index| {
             registry
                 .tenant(index)
@@ -242,6 +276,8 @@ impl<S: ThreadSource, P: Processes> Observer<S, P> {
         self.looks += looks;
         self.ever_looked |= looks > 0;
         self.ever_watched |= !deltas.is_empty();
+        self.ever_switched |=
+            (self.readings.iter()).any(|r| r.slot.switch_ins > 0 || r.slot.flags & FLAG_ENDED != 0);
         self.deltas = deltas;
         self.overview.threads = self.accountant.threads();
         self.overview.threads_refused = self.registry.threads_refused();
@@ -268,11 +304,15 @@ impl<S: ThreadSource, P: Processes> Observer<S, P> {
             register_randomness: state_of(&sensors, "register_randomness"),
         };
         let mut sums = self.accountant.close();
+        let mut waits = self.waits.close();
         let successions = self.registry.successions();
         for &(ended, successor) in &successions {
             self.tests.merge(ended, successor);
             if let Some(part) = sums.remove(&ended) {
                 sums.entry(successor).or_default().add(&part);
+            }
+            if let Some(part) = waits.remove(&ended) {
+                waits.entry(successor).or_default().add(&part);
             }
             if let Some(level) = self.levels.remove(&ended) {
                 self.levels.insert(successor, level);
@@ -292,7 +332,10 @@ impl<S: ThreadSource, P: Processes> Observer<S, P> {
             if self.levels.insert(tenant.index, verdict.level) != Some(verdict.level) {
                 info!(tenant = %tenant.key, name = %tenant.name, verdict = level, reason = verdict.reasons.first(), "verdict");
             }
-            tenants.push((verdict.level, message(tenant, &sums, &evidence, &verdict)));
+            let waited = waits.remove(&tenant.index).unwrap_or_default();
+            let mut message = message(tenant, &sums, &evidence, &verdict);
+            message.waits = Some(waited.message(|pid| self.name_of(pid)));
+            tenants.push((verdict.level, message));
         }
         let (tenants, left_out) = most_telling(tenants, TENANTS_MAX);
         if left_out > 0 && self.overview.tenants_left_out == 0 {
@@ -327,6 +370,16 @@ impl<S: ThreadSource, P: Processes> Observer<S, P> {
                 })
                 .collect(),
         }
+    }
+
+    /// A process's tenant's key, and its command; empty where there is none.
+    fn name_of(&self, tgid: u32) -> (String, String) {
+        let mut slots = self.readings.iter().map(|reading| &reading.slot);
+        let key = slots
+            .find(|slot| slot.tgid == tgid && self.registry.tenant(slot.tenant).is_some())
+            .and_then(|slot| self.registry.tenant(slot.tenant))
+            .map(|tenant| tenant.key.clone());
+        (key.unwrap_or_default(), self.processes.command(tgid))
     }
 
     /// Gives the time the readings are of.
@@ -393,15 +446,37 @@ impl<S: ThreadSource, P: Processes> Observer<S, P> {
             .sensors()
             .into_iter()
             .map(|(name, can, reason)| {
-                let looks = if name == "cpu" {
+                // Without a switch the figures are those that /proc had when watching began.
+                let looks = if name != "cpu" {
+                    looks(self.looks, self.ever_looked)
+                } else if self.ever_switched {
                     looks(threads, self.ever_watched)
                 } else {
-                    looks(self.looks, self.ever_looked)
+                    looks(0, false)
                 };
-                (name, register_state(can, looks), reason)
+                let state = register_state(can, looks);
+                let reason = match state {
+                    SensorState::Unsupported => reason,
+                    SensorState::NeverRan => never_ran(name, threads),
+                    SensorState::Live | SensorState::Stalled if name == "cpu" => reason,
+                    SensorState::Live | SensorState::Stalled => self.shed.clone(),
+                };
+                (name, state, reason)
             })
             .chain(no_vms.map(|reason| (VCPUS, SensorState::Unsupported, reason)))
             .collect()
+    }
+}
+
+/// Why a sensor that could measure has not yet.
+fn never_ran(sensor: &str, threads: u64) -> String {
+    match (sensor, threads) {
+        (_, 0) => "no thread is watched yet".to_owned(),
+        ("cpu", _) => {
+            "its program is attached, but no watched thread has been switched since: the figures are those of the begin"
+                .to_owned()
+        }
+        _ => "its program is attached, but has not looked at any watched thread's registers yet".to_owned(),
     }
 }
 
@@ -474,6 +549,7 @@ fn message(
         }),
         evidence: Some(v1::Evidence::from(evidence)),
         verdict: Some(v1::Verdict::from(verdict)),
+        waits: None,
     }
 }
 

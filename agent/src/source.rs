@@ -3,7 +3,10 @@
 //! The agent's deciding code sees the kernel half only through [`ThreadSource`], so that it can be driven
 //! by a script in tests. The one real source is [`Kernel`].
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use davy_abi::{SlotIndex, TenantIndex, Waits};
 use davy_evidence::SensorState;
@@ -57,6 +60,12 @@ pub trait ThreadSource {
     fn vcpus_unsupported(&self) -> Option<String>;
     /// `CLOCK_BOOTTIME`, ns: the clock of `Slot::start_boottime_ns`.
     fn boottime_ns(&self) -> u64;
+    /// Lets at least so much time lie between two looks at one thread's registers, beyond what was configured;
+    /// [`Duration::MAX`]: no looks.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    fn pace(&mut self, least: Duration) -> Result<(), Self::Error>;
     /// What each program of the kernel half has cost.
     fn overhead(&self) -> Vec<ProgramCost>;
     /// The kernel half's counters, by [`davy_abi::Counter`].
@@ -124,6 +133,10 @@ impl ThreadSource for Kernel {
 
     fn boottime_ns(&self) -> u64 {
         clock_ns(rustix::time::ClockId::Boottime)
+    }
+
+    fn pace(&mut self, least: Duration) -> Result<(), KernelError> {
+        Kernel::pace(self, least)
     }
 
     fn overhead(&self) -> Vec<ProgramCost> {

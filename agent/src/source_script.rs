@@ -32,6 +32,7 @@ pub(crate) struct Script {
     pub(crate) later_threads: Vec<(SlotIndex, u32)>,
     pub(crate) vcpus_unsupported: Option<String>,
     pub(crate) released: Vec<SlotIndex>,
+    pub(crate) pace: Option<std::time::Duration>,
 }
 
 impl Script {
@@ -161,6 +162,11 @@ impl ThreadSource for Script {
         self.now_ns
     }
 
+    fn pace(&mut self, least: std::time::Duration) -> io::Result<()> {
+        self.pace = Some(least);
+        Ok(())
+    }
+
     fn overhead(&self) -> Vec<ProgramCost> {
         Vec::new()
     }
@@ -197,6 +203,13 @@ impl Processes for ScriptedProcesses {
 
     fn kernel_workers(&self, tgid: u32) -> Vec<u32> {
         self.workers.get(&tgid).cloned().unwrap_or_default()
+    }
+
+    fn command(&self, tgid: u32) -> String {
+        let facts = self.facts.get(&tgid);
+        facts
+            .and_then(|facts| facts.argv.first().cloned())
+            .unwrap_or_default()
     }
 
     fn cgroup_exists(&self, dir: &Path) -> bool {

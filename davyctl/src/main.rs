@@ -13,6 +13,7 @@ use tonic::transport::{Channel, Endpoint};
 
 mod model;
 mod render;
+mod waits;
 
 /// Largest answer read, bytes: the detector's largest list is below it.
 const ANSWER_BYTES_MAX: usize = 512 * 1024 * 1024;

@@ -10,6 +10,8 @@ use std::collections::BTreeMap;
 use davy_proto::v1;
 use serde::Serialize;
 
+use crate::waits::Waits;
+
 /// Version of the documents.
 pub const VERSION: u32 = 1;
 
@@ -95,6 +97,8 @@ pub struct Window {
     pub window_ns: u64,
     /// CPU figures.
     pub cpu: Option<Cpu>,
+    /// Behind whom its threads waited; `null` if that is not known.
+    pub waits: Option<Waits>,
     /// What `fp_rounding` found.
     pub fp_rounding: Option<FpRounding>,
     /// What `register_randomness` found.
@@ -217,7 +221,7 @@ pub struct Sensor {
     pub reason: Option<String>,
 }
 
-fn text(given: &str) -> String {
+pub fn text(given: &str) -> String {
     given
         .chars()
         .map(|char| {
@@ -230,7 +234,7 @@ fn text(given: &str) -> String {
         .collect()
 }
 
-fn some_text(given: &str) -> Option<String> {
+pub fn some_text(given: &str) -> Option<String> {
     (!given.is_empty()).then(|| text(given))
 }
 
@@ -347,6 +351,7 @@ impl Window {
             cpu,
             evidence,
             verdict,
+            waits,
         } = wire;
         let v1::Evidence {
             fp_rounding,
@@ -366,6 +371,7 @@ impl Window {
             vcpus,
             window_ns,
             cpu: cpu.map(|cpu| Cpu::new(cpu, window_ns)),
+            waits: waits.map(Waits::from),
             fp_rounding: fp_rounding.map(FpRounding::from),
             register_randomness: register_randomness.map(RegisterRandomness::from),
             verdict: verdict.unwrap_or_default().into(),

@@ -37,6 +37,8 @@ pub(super) fn load(options: &KernelOptions) -> Result<Kernel, LoadError> {
         .map_err(LoadError::refused("the map THREADS"))?;
     let counters = PerCpuArray::try_from(take(&mut ebpf, "COUNTERS")?)
         .map_err(LoadError::refused("the map COUNTERS"))?;
+    let pace =
+        Array::try_from(take(&mut ebpf, "PACE")?).map_err(LoadError::refused("the map PACE"))?;
     let stats = options
         .measure_cost
         .then(|| aya::sys::enable_stats(aya::sys::Stats::RunTime).ok())
@@ -47,6 +49,7 @@ pub(super) fn load(options: &KernelOptions) -> Result<Kernel, LoadError> {
         free,
         threads,
         counters,
+        pace,
         groups: std::collections::HashMap::new(),
         absent: std::collections::HashMap::new(),
         swept: 0,

@@ -116,6 +116,7 @@ pub struct Kernel {
     free: Queue<MapData, SlotIndex>,
     threads: maps::HashMap<MapData, u32, SlotIndex>,
     counters: PerCpuArray<MapData, u64>,
+    pace: maps::Array<MapData, u64>,
     groups: HashMap<PathBuf, TenantIndex>,
     /// Slots whose thread was not found at the last sweep, with the thread's id.
     absent: HashMap<SlotIndex, u32>,
@@ -434,6 +435,18 @@ impl Kernel {
             registers("fp_rounding"),
             registers("register_randomness"),
         ]
+    }
+
+    /// From now on at least so much time lies between two looks at one thread's registers; less than was configured
+    /// changes nothing, [`Duration::MAX`] means no looks.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn pace(&mut self, least: Duration) -> Result<(), KernelError> {
+        let least_ns = u64::try_from(least.as_nanos()).unwrap_or(davy_abi::NEVER_NS);
+        self.pace
+            .set(0, least_ns, 0)
+            .map_err(KernelError::map("PACE"))
     }
 
     /// Why vCPU threads are not found by themselves here, if they are not.

@@ -4,6 +4,7 @@
 pub mod cpu;
 pub mod fp_rounding;
 pub mod register_randomness;
+pub mod waits;
 
 use davy_evidence::SensorState;
 

@@ -92,6 +92,7 @@ pub(crate) fn document(course: Course) -> Document {
             directed_llr: rr.directed_llr,
             directed_concluded: rr.directed_concluded,
         },
+        waits: None,
         verdict: judged.verdict.level,
         families: judged.verdict.families,
         reasons: judged.verdict.reasons,

@@ -9,6 +9,7 @@ pub mod command;
 pub mod course;
 pub mod document;
 pub mod text;
+mod waits;
 
 use std::{
     ffi::OsString,
@@ -146,6 +147,7 @@ struct Trial {
     began_ns: u64,
     lasted_ns: u64,
     course: Course,
+    waits: waits::Sums,
     /// Why a sensor is unsupported, by its name.
     reasons: Vec<(String, String)>,
 }
@@ -185,6 +187,7 @@ impl Trial {
             began_ns,
             lasted_ns: 0,
             course: Course::default(),
+            waits: waits::Sums::default(),
             reasons: Vec::new(),
         })
     }
@@ -277,6 +280,8 @@ impl Trial {
         self.reasons = (window.sensors.into_iter())
             .map(|status| (status.sensor, status.reason))
             .collect();
+        self.waits
+            .add(tenant.waits.unwrap_or_default(), &tenant.key);
         let books = books(&tenant.cpu.unwrap_or_default());
         self.course.close(span_ns, &books, &evidence);
         Ok(())
@@ -337,6 +342,7 @@ impl Trial {
             enough_samples: judged.enough_samples,
             fp_rounding: fp_rounding(&judged, reason_of("fp_rounding")),
             register_randomness: register_randomness(&judged, reason_of("register_randomness")),
+            waits: Some(self.waits.document()),
             verdict: judged.verdict.level,
             families: judged.verdict.families,
             reasons: judged.verdict.reasons,

@@ -9,7 +9,8 @@ use davy_evidence::{Level, SensorState};
 
 use super::{
     Progress,
-    document::{Document, Ended, TargetName},
+    course::seconds,
+    document::{Document, Ended, TargetName, Waits},
 };
 
 /// Longest target in a line of text, characters.
@@ -149,7 +150,49 @@ pub fn result(document: &Document) -> String {
         document.samples,
         ended(document)
     );
+    if let Some(waits) = document.waits.as_ref().and_then(waited) {
+        let _ = writeln!(text, "{waits}");
+    }
     text
+}
+
+/// Behind whom it waited, if it waited for 0.1 s or more at all.
+fn waited(waits: &Waits) -> Option<String> {
+    const LEAST_NS: u64 = 100_000_000;
+    let mut parts: Vec<_> = waits
+        .behind
+        .iter()
+        .map(|of| {
+            let own = if of.own { ", its own" } else { "" };
+            let name = if of.command.is_empty() {
+                "ended"
+            } else {
+                &of.command
+            };
+            (format!("{name} (pid {}{own})", of.pid), of.ns)
+        })
+        .collect();
+    parts.extend([
+        ("others".to_owned(), waits.others_ns),
+        ("an idle CPU".to_owned(), waits.idle_ns),
+        ("unknown".to_owned(), waits.unknown_ns),
+    ]);
+    let all_ns = parts
+        .iter()
+        .fold(0, |sum: u64, (_, ns)| sum.saturating_add(*ns));
+    if all_ns < LEAST_NS {
+        return None;
+    }
+    let parts: Vec<_> = parts
+        .into_iter()
+        .filter(|&(_, ns)| ns >= all_ns / 100)
+        .map(|(who, ns)| format!("{who} {:.1} s", seconds(ns)))
+        .collect();
+    Some(format!(
+        "it waited {:.1} s for a CPU, behind: {}",
+        seconds(all_ns),
+        parts.join(", ")
+    ))
 }
 
 fn ended(document: &Document) -> String {
