@@ -36,6 +36,8 @@ const REASON_BYTES_MAX: usize = 1_000;
 const TENANTS_MAX: usize = 4_096;
 /// How long stored tests wait for their tenant to be found, ns.
 const CARRIED_WAIT_NS: u64 = 3_600_000_000_000;
+/// A sensor that has not run after so many windows with threads to measure is warned of.
+const NEVER_RAN_WINDOWS: u32 = 2;
 /// The sensors' list says under this name if VMs cannot be found.
 const VCPUS: &str = "vcpus";
 
@@ -126,6 +128,8 @@ pub struct Observer<S, P> {
     ever_watched: bool,
     /// Whether the kernel half has met a watched thread at a switch.
     ever_switched: bool,
+    /// Windows that ended with threads watched, up to one more than [`NEVER_RAN_WINDOWS`].
+    watching_windows: u32,
     overview: Overview,
     /// Why less is measured than could be; empty if nothing is shed.
     shed: String,
@@ -151,6 +155,7 @@ impl<S: ThreadSource, P: Processes> Observer<S, P> {
             ever_looked: false,
             ever_watched: false,
             ever_switched: false,
+            watching_windows: 0,
             overview: Overview::default(),
             shed: String::new(),
         }
@@ -354,6 +359,7 @@ impl<S: ThreadSource, P: Processes> Observer<S, P> {
             .iter()
             .map(|(name, state, _)| ((*name).to_owned(), *state))
             .collect();
+        self.warn_of_sensors_that_never_ran(&sensors);
         self.looks = 0;
         v1::Window {
             sequence: 0,
@@ -369,6 +375,22 @@ impl<S: ThreadSource, P: Processes> Observer<S, P> {
                     reason: cut(reason),
                 })
                 .collect(),
+        }
+    }
+
+    /// Says once, after some windows, which sensors have had threads to measure and never did.
+    fn warn_of_sensors_that_never_ran(&mut self, sensors: &[(&'static str, SensorState, String)]) {
+        if self.overview.threads == 0 || self.watching_windows > NEVER_RAN_WINDOWS {
+            return;
+        }
+        self.watching_windows += 1;
+        if self.watching_windows <= NEVER_RAN_WINDOWS {
+            return;
+        }
+        for (sensor, state, reason) in sensors {
+            if *state == SensorState::NeverRan {
+                warn!(sensor, "never ran: {reason}");
+            }
         }
     }
 

@@ -284,8 +284,8 @@ mod tests {
     #[test]
     fn processes_without_number_become_others() {
         let mut waited = Waited::default();
-        for tgid in 0..CULPRITS_MAX as u32 + 5 {
-            waited.book(tgid + 1, 2);
+        for tgid in (1..).take(CULPRITS_MAX + 5) {
+            waited.book(tgid, 2);
         }
         assert_eq!(waited.behind.len(), CULPRITS_MAX);
         assert_eq!(waited.others_ns, 10);

@@ -15,6 +15,8 @@ use super::{
 
 /// Longest target in a line of text, characters.
 const TARGET_CHARS_MAX: usize = 100;
+/// Who used less of a CPU than this did nothing.
+const BUSY_SHARE: f64 = 0.1;
 /// Where progress is no terminal: a line this often, s.
 const LINE_EVERY_S: f64 = 5.0;
 
@@ -86,6 +88,10 @@ fn too_little(document: &Document) -> String {
             };
             return format!("{name} is unsupported here ({reason})");
         }
+        // One that did nothing had nothing to be looked at for.
+        if state == SensorState::NeverRan && document.cpu_seconds >= BUSY_SHARE * seconds {
+            return format!("{name} never ran ({reason})");
+        }
     }
     let what = match &document.target {
         TargetName::Command(_) => "the command",
@@ -106,11 +112,13 @@ fn too_little(document: &Document) -> String {
         Ended::Time | Ended::LevelReached if document.threads == 0 => {
             format!("{what} had no threads")
         }
-        Ended::Time | Ended::LevelReached if document.cpu_seconds < 0.1 * seconds => format!(
-            "{what} used only {:.2} s of CPU in {seconds:.1} s (a command's input is /dev/null: one that waits for \
+        Ended::Time | Ended::LevelReached if document.cpu_seconds < BUSY_SHARE * seconds => {
+            format!(
+                "{what} used only {:.2} s of CPU in {seconds:.1} s (a command's input is /dev/null: one that waits for \
              a person or a terminal does nothing)",
-            document.cpu_seconds
-        ),
+                document.cpu_seconds
+            )
+        }
         Ended::Time | Ended::LevelReached => {
             "no thread was sampled often enough; give it more time with --seconds".to_owned()
         }

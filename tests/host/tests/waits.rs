@@ -2,6 +2,8 @@
 //!
 //! They run with a real-time priority, so that whatever else the machine does takes little from them.
 
+#![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
+
 use std::fs;
 
 use davy_abi::Waits;
