@@ -60,7 +60,7 @@ pub struct Config {
     /// The waking that makes an uncontended CPU switch, and so be sampled.
     pub nudge: Nudge,
     /// What the agent may cost.
-    pub budget: Budget,
+    pub budget: crate::governor::Budget,
 }
 
 /// How the name a VMM was given becomes the provider's droplet id.
@@ -103,37 +103,6 @@ pub struct Nudge {
     pub exclude_cpus: String,
 }
 
-/// What the agent may cost: BPF run time, its own CPU time and nudging together. Above it, it measures less, and says so
-/// (`crate::governor`).
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Budget {
-    /// Share of one CPU, over some seconds; 0.001 to 8192, or 0 for no limit. Default: one hundredth of the CPUs that
-    /// are online at the start, but at least 0.1.
-    pub cpu_share: Option<f64>,
-}
-
-impl Budget {
-    /// The budget in CPUs on a host with `cpus` of them; `None`: no limit.
-    #[must_use]
-    pub fn cpus(&self, cpus: usize) -> Option<f64> {
-        match self.cpu_share {
-            Some(share) => (share > 0.0).then_some(share),
-            None => Some((cpus as f64 / 100.0).max(0.1)),
-        }
-    }
-
-    fn check(self) -> Result<(), (String, String)> {
-        match self.cpu_share {
-            Some(share) if share != 0.0 && !(0.001..=8192.0).contains(&share) => Err((
-                "budget.cpu_share".to_owned(),
-                format!("is {share}: it must be 0, or between 0.001 and 8192"),
-            )),
-            Some(_) | None => Ok(()),
-        }
-    }
-}
-
 impl Default for Nudge {
     fn default() -> Self {
         Self {
@@ -160,7 +129,7 @@ impl Default for Config {
             names: Names::default(),
             tenant: Vec::new(),
             nudge: Nudge::default(),
-            budget: Budget::default(),
+            budget: crate::governor::Budget::default(),
         }
     }
 }
@@ -585,15 +554,6 @@ mod tests {
         let text =
             "[[tenant]]\nname = 'a'\ncgroup = '/g/x'\n[[tenant]]\nname = 'b'\ncgroup = '/g/xy'";
         assert_eq!(parse(text).unwrap().tenant.len(), 2);
-    }
-
-    #[test]
-    fn the_budget_grows_with_the_host_unless_it_is_set() {
-        let budget = |text| parse(text).unwrap().budget;
-        assert_eq!(budget("").cpus(2), Some(0.1));
-        assert_eq!(budget("").cpus(128), Some(1.28));
-        assert_eq!(budget("[budget]\ncpu_share = 0.02").cpus(128), Some(0.02));
-        assert_eq!(budget("[budget]\ncpu_share = 0").cpus(128), None);
     }
 
     #[test]

@@ -8,6 +8,8 @@
 //! What it cannot shed: the program at each switch itself (only ending the agent ends that), and looking for tenants.
 //! Where the kernel keeps no time of BPF programs that part is unknown and not counted; [`Governor::blind`] says so.
 
+use serde::Deserialize;
+
 /// How long one reading lasts at least, ns.
 pub const INTERVAL_NS: u64 = 5_000_000_000;
 /// Intervals above the budget before another step is shed.
@@ -20,6 +22,37 @@ pub const CALM: u32 = 6;
 pub const CALM_MAX: u32 = 120;
 /// Time between two looks at one thread's registers at [`Step::FewLooks`], ns; far beyond the 5 ms of default.
 pub const FEW_LOOKS_NS: u64 = 100_000_000;
+
+/// What the agent may cost: BPF run time, its own CPU time and nudging together. Above it, it measures less, and says so
+/// (see the module's documentation).
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Budget {
+    /// Share of one CPU, over some seconds; 0.001 to 8192, or 0 for no limit. Default: one hundredth of the CPUs that
+    /// are online at the start, but at least 0.1.
+    pub cpu_share: Option<f64>,
+}
+
+impl Budget {
+    /// The budget in CPUs on a host with `cpus` of them; `None`: no limit.
+    #[must_use]
+    pub fn cpus(&self, cpus: usize) -> Option<f64> {
+        match self.cpu_share {
+            Some(share) => (share > 0.0).then_some(share),
+            None => Some((cpus as f64 / 100.0).max(0.1)),
+        }
+    }
+
+    pub(crate) fn check(self) -> Result<(), (String, String)> {
+        match self.cpu_share {
+            Some(share) if share != 0.0 && !(0.001..=8192.0).contains(&share) => Err((
+                "budget.cpu_share".to_owned(),
+                format!("is {share}: it must be 0, or between 0.001 and 8192"),
+            )),
+            Some(_) | None => Ok(()),
+        }
+    }
+}
 
 /// What is shed, in this order; each step includes those before it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -338,6 +371,15 @@ mod tests {
         assert!(course.governor.blind());
         let share = course.governor.share().unwrap();
         assert!((share - 0.04).abs() < 1e-9, "{share}");
+    }
+
+    #[test]
+    fn the_budget_grows_with_the_host_unless_it_is_set() {
+        let budget = |cpu_share| Budget { cpu_share };
+        assert_eq!(budget(None).cpus(2), Some(0.1));
+        assert_eq!(budget(None).cpus(128), Some(1.28));
+        assert_eq!(budget(Some(0.02)).cpus(128), Some(0.02));
+        assert_eq!(budget(Some(0.0)).cpus(128), None);
     }
 
     #[test]

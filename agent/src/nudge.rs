@@ -7,19 +7,23 @@
 //! CPUs excluded by configuration, isolated CPUs and `nohz_full` CPUs are left alone; if the kernel's lists of them cannot be
 //! read, all are. CPUs that come online or go are followed: a thread whose CPU is offline is not woken, since the kernel
 //! would move it to another CPU and undo its pinning (`select_fallback_rq`, kernel/sched/core.c). If the CPU goes in
-//! the moment between, the thread sees that it runs elsewhere, which is no waking, and pins itself again.
+//! the moment between, the thread sees that it runs elsewhere, which is no waking, and is not woken again before the
+//! kernel lets it be pinned as before.
 
 use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicI32, AtomicU8, AtomicU64, Ordering::Relaxed},
     },
     thread::JoinHandle,
     time::Duration,
 };
 
-use rustix::{thread::CpuSet, time::ClockId};
+use rustix::{
+    thread::{CpuSet, Pid},
+    time::ClockId,
+};
 use tracing::{info, warn};
 
 use crate::{
@@ -54,6 +58,10 @@ struct Worker {
     wakings: AtomicU64,
     /// Times it found itself on another CPU.
     displaced: AtomicU64,
+    /// It is not pinned: it is to be before it is woken.
+    astray: AtomicBool,
+    /// Its id, 0 before it runs.
+    tid: AtomicI32,
 }
 
 #[derive(Debug)]
@@ -318,7 +326,9 @@ impl Shared {
                 continue;
             };
             if now_ns >= cpu.next_ns {
-                cpu.thread.thread().unpark();
+                if cpu.is_pinned() {
+                    cpu.thread.thread().unpark();
+                }
                 let pause_ns = u64::try_from(pause.as_nanos()).unwrap_or(u64::MAX);
                 cpu.next_ns = now_ns.saturating_add(pause_ns);
             }
@@ -383,11 +393,29 @@ impl Shared {
     }
 }
 
+impl Cpu {
+    /// Whether its thread is pinned, or lets itself be pinned now: the kernel refuses while the CPU is offline.
+    fn is_pinned(&self) -> bool {
+        if !self.worker.astray.load(Relaxed) {
+            return true;
+        }
+        let pinned = Pid::from_raw(self.worker.tid.load(Relaxed))
+            .is_some_and(|thread| pin(thread, self.number).is_ok());
+        if pinned {
+            self.worker.astray.store(false, Relaxed);
+        }
+        pinned
+    }
+}
+
 /// A CPU's thread: sleeps until it is woken, again and again.
 fn work(number: u32, stop: &AtomicBool, worker: &Worker) {
-    if let Err(error) = pin(number) {
-        // It may have gone this moment: pinning is tried again at each waking.
+    let tid = rustix::thread::gettid();
+    worker.tid.store(tid.as_raw_nonzero().get(), Relaxed);
+    if let Err(error) = pin(tid, number) {
+        // It may have gone this moment.
         warn!(cpu = number, %error, "this CPU is not nudged yet");
+        worker.astray.store(true, Relaxed);
     }
     while !stop.load(Relaxed) {
         std::thread::park();
@@ -395,8 +423,7 @@ fn work(number: u32, stop: &AtomicBool, worker: &Worker) {
             worker.wakings.fetch_add(1, Relaxed);
         } else {
             worker.displaced.fetch_add(1, Relaxed);
-            // Refused while the CPU is offline; it is tried again at the next waking.
-            let _ = pin(number);
+            worker.astray.store(true, Relaxed);
         }
         worker
             .own_cpu_ns
@@ -404,7 +431,7 @@ fn work(number: u32, stop: &AtomicBool, worker: &Worker) {
     }
 }
 
-fn pin(cpu: u32) -> std::io::Result<()> {
+fn pin(thread: Pid, cpu: u32) -> std::io::Result<()> {
     let cpu = usize::try_from(cpu).map_err(std::io::Error::other)?;
     if cpu >= CpuSet::MAX_CPU {
         return Err(std::io::Error::other(
@@ -413,7 +440,7 @@ fn pin(cpu: u32) -> std::io::Result<()> {
     }
     let mut set = CpuSet::new();
     set.set(cpu);
-    rustix::thread::sched_setaffinity(None, &set)?;
+    rustix::thread::sched_setaffinity(Some(thread), &set)?;
     Ok(())
 }
 

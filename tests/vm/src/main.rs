@@ -11,6 +11,7 @@
 mod checks;
 mod cpu_truth;
 mod guest;
+mod hotplug;
 mod inventory;
 mod report;
 mod service;
