@@ -8,7 +8,9 @@
 //! - `sched_process_exec` (`tp_btf/sched_process_exec`): a thread that execs may get another id.
 //!
 //! Work per event is constant: no loops over tasks, nothing allocated, one hash lookup for the thread that
-//! enters, none for the one that leaves (it is the one that entered), nothing for the idle task.
+//! enters, none for the one that leaves (it is the one that entered), for the idle task a note of when it came.
+//! Nothing is logged from here, not in debug builds either: a message per switch would cost more than all the rest, and what
+//! goes wrong is counted (`COUNTERS`).
 //! Needs a kernel of 5.18 or newer with BTF. Register contents never leave `registers.rs`.
 #![no_std]
 #![no_main]

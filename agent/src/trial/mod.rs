@@ -20,7 +20,7 @@ use std::{
 
 use anyhow::Context as _;
 use davy_abi::{Counter, TenantIndex};
-use davy_evidence::{Level, TenantEvidence};
+use davy_evidence::{Level, SensorState, TenantEvidence};
 use davy_proto::v1;
 
 use self::{
@@ -106,6 +106,8 @@ pub struct Progress {
     pub level: Level,
     /// Whether the tests have enough samples.
     pub enough_samples: bool,
+    /// Whether it computes and yet its registers were never looked at.
+    pub never_ran: bool,
 }
 
 /// Does a trial; a message on `stop` ends it early. `progress` is told after every window.
@@ -297,6 +299,8 @@ impl Trial {
             threads_unwatched: self.unwatched(),
             level: judged.verdict.level,
             enough_samples: judged.enough_samples,
+            never_ran: judged.evidence.fp_rounding.state == SensorState::NeverRan
+                && self.course.cpu_seconds() >= text::BUSY_SHARE * seconds(self.lasted_ns),
         }
     }
 

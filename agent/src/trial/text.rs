@@ -16,7 +16,7 @@ use super::{
 /// Longest target in a line of text, characters.
 const TARGET_CHARS_MAX: usize = 100;
 /// Who used less of a CPU than this did nothing.
-const BUSY_SHARE: f64 = 0.1;
+pub(super) const BUSY_SHARE: f64 = 0.1;
 /// Where progress is no terminal: a line this often, s.
 const LINE_EVERY_S: f64 = 5.0;
 
@@ -279,9 +279,12 @@ fn line(progress: &Progress) -> String {
         threads_unwatched,
         level,
         enough_samples,
+        never_ran,
     } = progress;
     let enough = if *enough_samples {
         ""
+    } else if *never_ran {
+        ", and the sensors on registers never ran so far"
     } else {
         ", not enough samples yet"
     };
