@@ -1,3 +1,5 @@
+//! Which CPUs are nudged and when, on files a test writes and on the real machine.
+
 use std::path::PathBuf;
 
 use super::*;
