@@ -268,6 +268,74 @@ pub const ISA_SVM: u32 = 2;
 /// first: all that KVM handles but those of SEV-ES, which start at 0x8000_0000 and are in no class.
 pub const EXIT_REASONS_MAX: u32 = 2048;
 
+/// Stands for the idle task among thread group ids: whose it is, 0, stands for nobody.
+pub const IDLE: u32 = u32::MAX;
+
+/// Processes that [`Waits`] names at one time.
+pub const BEHIND: usize = 8;
+
+/// A process that ran while a watched thread waited for the same CPU.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Behind {
+    /// Its thread group id in the initial pid namespace; [`IDLE`]; 0: nobody.
+    pub tgid: u32,
+    /// How much of late, about µs, at most 2^20: who is not in the table wears it down.
+    pub weight: u32,
+    /// How long, ns, since it is in this place of the table.
+    pub ns: u64,
+}
+
+/// Who ran while a watched thread waited: one for each slot, in the map `WAITS`, written as a slot is.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Waits {
+    /// `sched_info.run_delay` as of the last switch-out, ns; 0 before the first.
+    pub waited_ns: u64,
+    /// The part of it that was booked to somebody since watching began, whoever has left the table included, ns.
+    pub named_ns: u64,
+    /// The table.
+    pub behind: [Behind; BEHIND],
+}
+
+const _: () = assert!(size_of::<Waits>() == 144);
+const _: () = assert!(align_of::<Waits>() == 8);
+
+/// Stints that a CPU remembers; a power of two.
+pub const STINTS: usize = 32;
+
+/// A stint of a thread on a CPU. It ended when the next one began.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stint {
+    /// When it began, by the run queue's clock, ns.
+    pub arrived_ns: u64,
+    /// Whose, by thread group id; [`IDLE`].
+    pub tgid: u32,
+    /// Nothing.
+    pub padding: u32,
+}
+
+/// What the kernel half keeps of a CPU, in the per-CPU map `CPU`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cpu {
+    /// How far the run queue's clock is ahead of CLOCK_MONOTONIC, ns, wrapping; 0 if not known.
+    pub ahead_ns: u64,
+    /// `sched_info.run_delay` of the watched thread that runs here as it came: without the wait that ended then, ns.
+    pub entered_run_delay_ns: u64,
+    /// Stints noted; the last [`STINTS`] of them are kept.
+    pub pushed: u64,
+    /// Slot of the thread that runs here, 0 if it is not watched.
+    pub current: SlotIndex,
+    /// Nothing.
+    pub padding: u32,
+    /// The stints, at `number % STINTS`.
+    pub stints: [Stint; STINTS],
+}
+
+const _: () = assert!(size_of::<Cpu>() == 544);
+
 /// Offsets into kernel structures, resolved from the running kernel's BTF when the programs are loaded.
 /// All in bytes. Handed over as one `.rodata` global.
 #[repr(C)]

@@ -4,13 +4,16 @@
 //! - `sched_switch` (`tp_btf/sched_switch`): the thread that leaves has its books copied into its slot
 //!   ([`sensor::cpu`]); the thread that enters is looked up, and its registers, saved when it last left,
 //!   are looked at ([`sensor::fp_rounding`], [`sensor::register_randomness`]).
+//!   Every thread that leaves is noted as one that ran on this CPU, for those that wait there ([`sensor::waits`]).
 //! - `sched_process_fork` (`tp_btf/sched_process_fork`): a child of a watched thread is watched from birth.
 //! - `sched_process_exec` (`tp_btf/sched_process_exec`): a thread that execs may get another id.
 //! - `kvm_exit` and `kvm_msr` (classic tracepoints of KVM's): attached only while guests exist; the former only where
 //!   KVM's own counters cannot be read ([`sensor::kvm_exits`], [`sensor::msr_writes`]).
 //!
 //! Work per event is constant: no loops over tasks, nothing allocated, one hash lookup for the thread that
-//! enters, none for the one that leaves (it is the one that entered), nothing for the idle task.
+//! enters, none for the one that leaves (it is the one that entered), for the idle task a note of when it came.
+//! Nothing is logged from here, not in debug builds either: a message per switch would cost more than all the rest, and what
+//! goes wrong is counted (`COUNTERS`).
 //! Needs a kernel of 5.18 or newer with BTF. Register contents never leave `registers.rs`.
 #![no_std]
 #![no_main]
@@ -35,14 +38,14 @@ use crate::task::Task;
 pub fn sched_switch(ctx: BtfTracePointContext) -> i32 {
     // SAFETY: the arguments' types are those of the tracepoint's prototype.
     let (prev, next) = unsafe { (Task::new(ctx.arg(1)), Task::new(ctx.arg(2))) };
-    let Some(current) = maps::current() else {
+    let Some(cpu) = maps::cpu() else {
         return 0;
     };
-    // SAFETY: `current` points into this CPU's own element; programs on one CPU do not preempt each other here.
-    unsafe {
-        thread::leave(prev, *current);
-        *current = thread::enter(next);
-    }
+    // SAFETY: points into this CPU's own element; programs on one CPU do not preempt each other here.
+    let cpu = unsafe { &mut *cpu };
+    thread::leave(prev, cpu);
+    sensor::waits::note(cpu, prev, next);
+    cpu.current = thread::enter(next, cpu);
     0
 }
 

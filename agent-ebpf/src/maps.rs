@@ -3,16 +3,17 @@
 //! | map | what |
 //! |---|---|
 //! | `SLOTS` | one [`Slot`] per watched thread; mapped by the agent, which reads it without a system call |
+//! | `WAITS` | one [`Waits`] per slot: who ran while its thread waited; mapped likewise |
 //! | `THREADS` | thread id → slot |
 //! | `FREE` | slots that no thread has; the agent fills it and hands ended slots back |
-//! | `CURRENT` | per CPU: slot of the thread that runs there, 0 if it is not watched |
-//! | `AHEAD` | per CPU: how far the run queue's clock is ahead of CLOCK_MONOTONIC, ns, wrapping; 0 if not known |
+//! | `CPU` | one [`Cpu`] per CPU: who runs there, and who ran before |
+//! | `PACE` | least time between two looks at one thread's registers, ns, beyond the configured one; `NEVER_NS`: no looks |
 //! | `COUNTERS` | per CPU: what went wrong, by [`Counter`] |
 //! | `VCPUS` | one [`Vcpu`] per slot; only those of vCPU threads are used; mapped by the agent |
 //! | `KVM` | one [`KvmOffsets`], written by the agent before it attaches what needs it |
 //! | `EXIT_CLASSES` | exit reason → `ExitClass`, written by the agent |
 //!
-//! `max_entries` of the first three and of `VCPUS` are set by the agent at load. None has room for register contents.
+//! `max_entries` of the first four and of `VCPUS` are set by the agent at load. None has room for register contents.
 
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_NOEXIST},
@@ -20,11 +21,15 @@ use aya_ebpf::{
     maps::{Array, HashMap, PerCpuArray, Queue},
 };
 use davy_abi::{
-    COUNTERS as COUNTERS_LEN, Counter, EXIT_REASONS_MAX, KvmOffsets, Slot, SlotIndex, Vcpu,
+    COUNTERS as COUNTERS_LEN, Counter, Cpu, EXIT_REASONS_MAX, KvmOffsets, Slot, SlotIndex, Vcpu,
+    Waits,
 };
 
 #[map]
 static SLOTS: Array<Slot> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+#[map]
+static WAITS: Array<Waits> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
 #[map]
 static THREADS: HashMap<u32, SlotIndex> = HashMap::with_max_entries(1, 0);
@@ -33,10 +38,10 @@ static THREADS: HashMap<u32, SlotIndex> = HashMap::with_max_entries(1, 0);
 static FREE: Queue<SlotIndex> = Queue::with_max_entries(1, 0);
 
 #[map]
-static CURRENT: PerCpuArray<SlotIndex> = PerCpuArray::with_max_entries(1, 0);
+static CPU: PerCpuArray<Cpu> = PerCpuArray::with_max_entries(1, 0);
 
 #[map]
-static AHEAD: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
+static PACE: Array<u64> = Array::with_max_entries(1, 0);
 
 #[map]
 static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(COUNTERS_LEN, 0);
@@ -68,16 +73,24 @@ pub fn exit_class(index: u32) -> u32 {
     EXIT_CLASSES.get(index).copied().unwrap_or(0)
 }
 
-/// This CPU's element of `CURRENT`.
+/// This CPU's element of `CPU`.
 #[inline(always)]
-pub fn current() -> Option<*mut SlotIndex> {
-    CURRENT.get_ptr_mut(0)
+pub fn cpu() -> Option<*mut Cpu> {
+    CPU.get_ptr_mut(0)
 }
 
-/// This CPU's element of `AHEAD`.
+/// The waits of the thread in that slot; `None` past the table's end.
 #[inline(always)]
-pub fn ahead() -> Option<*mut u64> {
-    AHEAD.get_ptr_mut(0)
+pub fn waits(index: SlotIndex) -> Option<*mut Waits> {
+    WAITS.get_ptr_mut(index)
+}
+
+/// The agent's say on the time between two looks.
+#[inline(always)]
+pub fn pace_ns() -> u64 {
+    // SAFETY: a plain load; the agent stores whole values.
+    PACE.get_ptr(0)
+        .map_or(0, |pace| unsafe { core::ptr::read_volatile(pace) })
 }
 
 /// The slot of that index; `None` past the table's end.
@@ -105,6 +118,11 @@ pub fn give_slot(tid: u32, fill: impl FnOnce(*mut Slot)) -> SlotIndex {
     let Some(slot) = slot(index) else {
         return 0;
     };
+    let Some(waits) = waits(index) else {
+        return 0;
+    };
+    // SAFETY: points into the table; nobody else knows a slot just taken from the free ones.
+    unsafe { *waits = Waits::default() };
     fill(slot);
     if THREADS
         .insert(&tid, &index, u64::from(BPF_NOEXIST))

@@ -2,16 +2,16 @@
 
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_get_smp_processor_id, bpf_ktime_get_ns};
 use davy_abi::{
-    FLAG_ENDED, FLAG_LIVE, FLAG_RENAMED, FLAG_VCPU, NEVER_NS, Slot, SlotIndex, TENANT_GONE,
+    Cpu, FLAG_ENDED, FLAG_LIVE, FLAG_RENAMED, FLAG_VCPU, NEVER_NS, Slot, SlotIndex, TENANT_GONE,
     TenantIndex,
 };
 
 use crate::{maps, offsets::setting, sensor, task::Task};
 
-/// The thread `prev` leaves its CPU, where slot `index` was entered (0: none).
+/// The thread `prev` leaves its CPU.
 #[inline(always)]
-pub fn leave(prev: Task, index: SlotIndex) {
-    let index = match index {
+pub fn leave(prev: Task, cpu: &mut Cpu) {
+    let index = match cpu.current {
         // Nobody saw it come: it was already running when it became watched. It is met at its next entry,
         // unless there will be none.
         0 if prev.is_dead() => maps::slot_of(prev.tid()),
@@ -29,7 +29,11 @@ pub fn leave(prev: Task, index: SlotIndex) {
     if slot.tgid != prev.tgid() || slot.flags & FLAG_LIVE == 0 {
         return;
     }
-    sensor::cpu::leave(slot, prev);
+    if let Some(waits) = maps::waits(index) {
+        // SAFETY: as with the slot.
+        sensor::waits::leave(unsafe { &mut *waits }, slot, prev, cpu);
+    }
+    sensor::cpu::leave(slot, prev, cpu);
     if prev.is_dead() || slot.tenant == TENANT_GONE {
         maps::forget(slot.tid);
         slot.flags = (slot.flags & !FLAG_LIVE) | FLAG_ENDED;
@@ -38,7 +42,7 @@ pub fn leave(prev: Task, index: SlotIndex) {
 
 /// The thread `next` enters this CPU. Gives its slot, 0 if it is not watched.
 #[inline(always)]
-pub fn enter(next: Task) -> SlotIndex {
+pub fn enter(next: Task, cpu: &mut Cpu) -> SlotIndex {
     let tid = next.tid();
     if tid == 0 {
         return 0;
@@ -61,22 +65,25 @@ pub fn enter(next: Task) -> SlotIndex {
     // SAFETY: the helper has no preconditions.
     let now_ns = unsafe { bpf_ktime_get_ns() };
     // SAFETY: as above.
-    let cpu = unsafe { bpf_get_smp_processor_id() };
-    sensor::cpu::enter(slot, next, now_ns, cpu);
+    let cpu_number = unsafe { bpf_get_smp_processor_id() };
+    sensor::cpu::enter(slot, next, now_ns, cpu_number, cpu);
+    sensor::kvm_exits::enter(slot, index, next, now_ns);
     if setting!(sample_interval_ns) != NEVER_NS && now_ns >= slot.next_sample_ns {
-        slot.next_sample_ns = now_ns + setting!(sample_interval_ns);
+        let pace_ns = maps::pace_ns();
+        if pace_ns == NEVER_NS {
+            return index;
+        }
+        slot.next_sample_ns = now_ns + pace_ns.max(setting!(sample_interval_ns));
         sensor::look(slot, next);
     }
-    sensor::kvm_exits::enter(slot, index, next, now_ns);
     index
 }
 
 /// The thread that runs on this CPU and its slot, if it is watched and was seen coming.
 #[inline(always)]
 pub fn running() -> Option<(&'static Slot, SlotIndex)> {
-    let current = maps::current()?;
     // SAFETY: points into this CPU's own element.
-    let index = unsafe { *current };
+    let index = unsafe { (*maps::cpu()?).current };
     if index == 0 {
         return None;
     }
@@ -129,7 +136,7 @@ pub fn renamed(task: Task, old_tid: u32) {
         maps::forget(tid);
         return;
     }
-    let (Some(slot), Some(current)) = (maps::slot(index), maps::current()) else {
+    let (Some(slot), Some(cpu)) = (maps::slot(index), maps::cpu()) else {
         return;
     };
     maps::rename(tid, index);
@@ -139,7 +146,8 @@ pub fn renamed(task: Task, old_tid: u32) {
         (*slot).tid = tid;
         (*slot).flags |= FLAG_RENAMED;
         (*slot).running_since_ns = bpf_ktime_get_ns();
-        *current = index;
+        (*cpu).current = index;
+        (*cpu).entered_run_delay_ns = task.run_delay_ns();
     }
 }
 

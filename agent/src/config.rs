@@ -66,6 +66,8 @@ pub struct Config {
     pub tenant: Vec<Tenant>,
     /// The waking that makes an uncontended CPU switch, and so be sampled.
     pub nudge: Nudge,
+    /// What the agent may cost.
+    pub budget: crate::governor::Budget,
 }
 
 /// How the name a VMM was given becomes the provider's droplet id.
@@ -135,6 +137,7 @@ impl Default for Config {
             names: Names::default(),
             tenant: Vec::new(),
             nudge: Nudge::default(),
+            budget: crate::governor::Budget::default(),
         }
     }
 }
@@ -271,6 +274,7 @@ impl Config {
             }
         }
         self.check_tenants()?;
+        self.budget.check()?;
         self.nudge.check()
     }
 
@@ -556,6 +560,8 @@ mod tests {
             ),
             ("\nwindow_ms = = 5", &["agent.toml", "line 2"]),
             ("[nudge]\nexclude_cpus = '3-2'", &["nudge.exclude_cpus"]),
+            ("[budget]\ncpu_share = -1", &["budget.cpu_share", "0.001"]),
+            ("[budget]\ncpu_share = nan", &["budget.cpu_share"]),
             ("metrics_listen = 'x'", &["metrics_listen"]),
         ] {
             let sentence = refusal(text);

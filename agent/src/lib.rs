@@ -5,7 +5,7 @@
 //! kernel ─ readings ─▶ tenant (whose thread?) ─▶ window (sums) ─▶ evidence (tests) ─▶ observe (messages) ─▶ uplink
 //! ```
 //!
-//! [`kernel`] is the only part with `unsafe` code; [`window`], [`evidence`], [`uplink::queue`] and
+//! [`kernel`] is the only part with `unsafe` code; [`window`], [`evidence`], [`governor`], [`uplink::queue`] and
 //! [`tenant::identity`] are pure. The agent never acts on a guest.
 
 pub mod check;
@@ -13,6 +13,7 @@ pub mod cli;
 pub mod config;
 pub mod error;
 pub mod evidence;
+pub mod governor;
 pub mod kernel;
 pub mod metrics;
 pub mod nudge;

@@ -20,7 +20,10 @@ use prometheus_client::{
 };
 use rustix::time::ClockId;
 
-use crate::{kernel::ProgramCost, nudge::NudgeCost, observe::Overview, source::clock_ns, uplink};
+use crate::{
+    governor::Governor, kernel::ProgramCost, nudge::NudgeCost, observe::Overview, source::clock_ns,
+    uplink,
+};
 
 /// Everything a scrape shows.
 #[derive(Clone, Debug, Default)]
@@ -37,6 +40,8 @@ pub struct Snapshot {
     pub nudge: NudgeCost,
     /// Window boundaries that were missed because the agent was held up.
     pub late_windows: u64,
+    /// The budget and what is shed; `None` before measuring.
+    pub governor: Option<Governor>,
 }
 
 /// The snapshot shared by the measuring loop and the metrics' server.
@@ -88,6 +93,13 @@ impl Encoder<'_> {
             .0
             .encode_descriptor(name, help, None, MetricType::Gauge)?;
         ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX)).encode(metric)
+    }
+
+    fn ratio(&mut self, name: &str, help: &str, value: f64) -> fmt::Result {
+        let metric = self
+            .0
+            .encode_descriptor(name, help, None, MetricType::Gauge)?;
+        ConstGauge::new(value).encode(metric)
     }
 
     fn gauges(&mut self, name: &str, help: &str, values: &[(Labels, u64)]) -> fmt::Result {
@@ -290,6 +302,7 @@ fn encode_own_cost(encoder: &mut Encoder<'_>, snapshot: &Snapshot) -> fmt::Resul
         cpus,
         closer_looks,
         wakings,
+        displaced,
         cpu_ns,
     } = snapshot.nudge;
     encoder.gauge("davy_agent_nudged_cpus", "CPUs that are nudged", cpus)?;
@@ -298,7 +311,17 @@ fn encode_own_cost(encoder: &mut Encoder<'_>, snapshot: &Snapshot) -> fmt::Resul
         "CPUs under a closer look now",
         closer_looks,
     )?;
-    encoder.count("davy_agent_nudges", "Wakings of CPUs", wakings)?;
+    encoder.count(
+        "davy_agent_nudges",
+        "Wakings of CPUs, each of which forces one to switch",
+        wakings,
+    )?;
+    encoder.count(
+        "davy_agent_nudges_displaced",
+        "Times a nudging thread found itself on another CPU than its own",
+        displaced,
+    )?;
+    encode_governor(encoder, snapshot.governor.as_ref())?;
     encoder.counter(
         "davy_agent_nudge_cpu_seconds",
         "CPU time of the nudging threads",
@@ -322,6 +345,36 @@ fn encode_own_cost(encoder: &mut Encoder<'_>, snapshot: &Snapshot) -> fmt::Resul
         ),
         None => Ok(()),
     }
+}
+
+fn encode_governor(encoder: &mut Encoder<'_>, governor: Option<&Governor>) -> fmt::Result {
+    let Some(governor) = governor else {
+        return Ok(());
+    };
+    encoder.gauge(
+        "davy_agent_shed_step",
+        "What is shed to stay within the budget: 0 nothing, 1 closer looks, 2 nudges, 3 most looks at registers, 4 all",
+        governor.step().number(),
+    )?;
+    if let Some(budget) = governor.budget() {
+        encoder.ratio(
+            "davy_agent_budget_cpu_share",
+            "What the agent may use, as a share of one CPU",
+            budget,
+        )?;
+    }
+    if let Some(share) = governor.share() {
+        encoder.ratio(
+            "davy_agent_cost_cpu_share",
+            "What the agent and its kernel half used lately, as a share of one CPU",
+            share,
+        )?;
+    }
+    encoder.gauge(
+        "davy_agent_cost_incomplete",
+        "1 if the kernel keeps no time of BPF programs, so that the cost lacks it",
+        u64::from(governor.blind()),
+    )
 }
 
 fn seconds(ns: u64) -> f64 {
@@ -364,7 +417,20 @@ async fn scrape(State(metrics): State<Metrics>) -> impl IntoResponse {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::uplink::queue::Counts;
+    use crate::{governor, uplink::queue::Counts};
+
+    /// Of a quarter of a CPU, that used half of one for two intervals.
+    fn governor() -> Governor {
+        let mut governor = Governor::new(Some(0.25));
+        for interval in 0..3 {
+            let costs = governor::Costs {
+                bpf_ns: Some(0),
+                agent_ns: interval * governor::INTERVAL_NS / 2,
+            };
+            governor.observe(interval * governor::INTERVAL_NS, costs);
+        }
+        governor
+    }
 
     #[test]
     fn a_scrape_shows_what_was_set() {
@@ -393,6 +459,7 @@ mod tests {
             }],
             nudge: NudgeCost::default(),
             late_windows: 0,
+            governor: Some(governor()),
         });
         let text = metrics.text().unwrap();
         for line in [
@@ -407,6 +474,10 @@ mod tests {
             "davy_agent_kernel_problems_total{problem=\"no_free_slot\"} 4\n",
             "davy_agent_bpf_runs_total{program=\"switch\"} 10\n",
             "davy_agent_bpf_run_seconds_total{program=\"switch\"} 1.5\n",
+            "davy_agent_shed_step 1\n",
+            "davy_agent_budget_cpu_share 0.25\n",
+            "davy_agent_cost_cpu_share 0.5\n",
+            "davy_agent_cost_incomplete 0\n",
         ] {
             assert!(text.contains(line), "{line:?} is not in\n{text}");
         }

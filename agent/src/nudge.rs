@@ -1,20 +1,30 @@
 //! Wakes every CPU for a moment now and then, so that what runs there is switched out and looked at.
 //!
 //! A vCPU alone on its CPU is switched out only two or three times a second. One thread per CPU, pinned there,
-//! sleeps and wakes: twice a second at rest, harder for a few seconds where evidence is forming. Its waking
-//! is all it does. CPUs excluded by configuration, isolated CPUs and `nohz_full` CPUs are left alone.
+//! sleeps until it is woken: twice a second at rest, harder for a few seconds where evidence is forming. Its waking
+//! is all it does; each one forces the CPU to switch to it and back. One more thread keeps the time and wakes them.
+//!
+//! CPUs excluded by configuration, isolated CPUs and `nohz_full` CPUs are left alone; if the kernel's lists of them cannot be
+//! read, all are. CPUs that come online or go are followed: a thread whose CPU is offline is not woken, since the kernel
+//! would move it to another CPU and undo its pinning (`select_fallback_rq`, kernel/sched/core.c). If the CPU goes in
+//! the moment between, the thread sees that it runs elsewhere, which is no waking, and is not woken again before the
+//! kernel lets it be pinned as before.
 
 use std::{
+    path::{Path, PathBuf},
     sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicI32, AtomicU8, AtomicU64, Ordering::Relaxed},
     },
-    thread::{JoinHandle, Thread},
+    thread::JoinHandle,
     time::Duration,
 };
 
-use rustix::{thread::CpuSet, time::ClockId};
-use tracing::{debug, warn};
+use rustix::{
+    thread::{CpuSet, Pid},
+    time::ClockId,
+};
+use tracing::{info, warn};
 
 use crate::{
     config::{self, parse_cpu_list},
@@ -23,31 +33,69 @@ use crate::{
 
 /// A thread needs next to nothing: it sleeps.
 const STACK_BYTES: usize = 64 * 1024;
+/// Where the kernel says which CPUs are online, and which are isolated.
+const CPUS: &str = "/sys/devices/system/cpu";
+/// How often these lists are read again, ns; at rest, when they are needed.
+const LISTS_NS: u64 = 100_000_000;
 
+/// How much nudging is allowed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Limit {
+    /// As configured.
+    #[default]
+    None = 0,
+    /// At rest at most: no closer looks.
+    Rest = 1,
+    /// Not at all.
+    Off = 2,
+}
+
+/// The state of one CPU's thread.
 #[derive(Debug, Default)]
-struct Cpu {
-    /// CLOCK_MONOTONIC until which this CPU is looked at closely, ns.
-    closer_until_ns: AtomicU64,
-    /// CLOCK_MONOTONIC before which no further closer look begins, ns.
-    rest_until_ns: AtomicU64,
+struct Worker {
     own_cpu_ns: AtomicU64,
     wakings: AtomicU64,
+    /// Times it found itself on another CPU.
+    displaced: AtomicU64,
+    /// It is not pinned: it is to be before it is woken.
+    astray: AtomicBool,
+    /// Its id, 0 before it runs.
+    tid: AtomicI32,
+}
+
+#[derive(Debug)]
+struct Cpu {
+    number: u32,
+    worker: Arc<Worker>,
+    thread: JoinHandle<()>,
+    /// Whether it is online and not excluded.
+    wanted: bool,
+    /// CLOCK_MONOTONIC of its next waking, ns.
+    next_ns: u64,
+    /// CLOCK_MONOTONIC until which it is looked at closely, ns.
+    closer_until_ns: u64,
+    /// CLOCK_MONOTONIC before which no further closer look begins, ns.
+    rest_until_ns: u64,
 }
 
 #[derive(Debug)]
 struct Shared {
-    stop: AtomicBool,
-    rest_hz: f64,
-    closer_look_hz: f64,
+    stop: Arc<AtomicBool>,
+    limit: AtomicU8,
+    /// CPU time of the thread that keeps the time.
+    own_cpu_ns: AtomicU64,
+    options: config::Nudge,
+    excluded: Vec<u32>,
+    lists: PathBuf,
+    cpus: Mutex<Vec<Cpu>>,
 }
 
 /// The running threads; they end on drop.
 #[derive(Debug)]
 pub struct Nudger {
     shared: Arc<Shared>,
-    cpus: Vec<(u32, Arc<Cpu>, Thread)>,
-    threads: Vec<JoinHandle<()>>,
-    closer_look_ns: u64,
+    pacer: Option<JoinHandle<()>>,
 }
 
 /// What nudging has cost so far.
@@ -57,20 +105,22 @@ pub struct NudgeCost {
     pub cpus: u64,
     /// CPUs under a closer look now.
     pub closer_looks: u64,
-    /// Wakings.
+    /// Wakings, each of which forced a CPU to switch.
     pub wakings: u64,
+    /// Times a nudging thread found itself on another CPU, because its own had gone.
+    pub displaced: u64,
     /// CPU time of the nudging threads, ns.
     pub cpu_ns: u64,
 }
 
-/// The pause until a CPU's next waking; `None`: none is due until someone asks for a closer look.
+/// The pause between two wakings of a CPU; `None`: none is due until someone asks for a closer look.
 #[must_use]
-pub fn pause(rest_hz: f64, closer_look_hz: f64, close: bool) -> Option<Duration> {
-    // Never slower than at rest, even if so configured.
-    let hz = if close {
-        closer_look_hz.max(rest_hz)
-    } else {
-        rest_hz
+pub fn pause(rest_hz: f64, closer_look_hz: f64, close: bool, limit: Limit) -> Option<Duration> {
+    let hz = match limit {
+        Limit::Off => 0.0,
+        // Never slower than at rest, even if so configured.
+        Limit::None if close => closer_look_hz.max(rest_hz),
+        Limit::None | Limit::Rest => rest_hz,
     };
     if hz <= 0.0 {
         return None;
@@ -89,113 +139,299 @@ pub fn cpus_to_nudge(online: &[u32], excluded: &[&[u32]]) -> Vec<u32> {
         .collect()
 }
 
+/// The same from the kernel's lists in `directory` and what the configuration excludes.
+fn selected(directory: &Path, excluded: &[u32]) -> std::io::Result<Vec<u32>> {
+    let list = |name: &str| {
+        let list = std::fs::read_to_string(directory.join(name))?;
+        parse_cpu_list(&list).map_err(std::io::Error::other)
+    };
+    // A kernel built without isolation has no list of it.
+    let if_any = |name: &str| match list(name) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+        other => other,
+    };
+    let (isolated, nohz_full) = (if_any("isolated")?, if_any("nohz_full")?);
+    Ok(cpus_to_nudge(
+        &list("online")?,
+        &[excluded, &isolated, &nohz_full],
+    ))
+}
+
+/// The CPUs that are online.
+///
+/// # Errors
+/// If the kernel does not say.
+pub fn online_cpus() -> std::io::Result<Vec<u32>> {
+    let list = std::fs::read_to_string(Path::new(CPUS).join("online"))?;
+    parse_cpu_list(&list).map_err(std::io::Error::other)
+}
+
 impl Nudger {
     /// Starts the threads. A CPU whose thread cannot be started or pinned is not nudged, and said so.
     #[must_use]
     pub fn start(options: &config::Nudge) -> Self {
-        let shared = Arc::new(Shared {
-            stop: AtomicBool::new(false),
-            rest_hz: options.rest_hz,
-            closer_look_hz: options.closer_look_hz,
-        });
-        let mut nudger = Self {
-            shared,
-            cpus: Vec::new(),
-            threads: Vec::new(),
-            closer_look_ns: options.closer_look_s.saturating_mul(1_000_000_000),
-        };
-        if options.rest_hz <= 0.0 && options.closer_look_hz <= 0.0 {
-            return nudger;
-        }
-        let excluded = parse_cpu_list(&options.exclude_cpus).unwrap_or_default();
-        let online = read_cpu_list("/sys/devices/system/cpu/online");
-        let isolated = read_cpu_list("/sys/devices/system/cpu/isolated");
-        let nohz_full = read_cpu_list("/sys/devices/system/cpu/nohz_full");
-        for cpu in cpus_to_nudge(&online, &[&excluded, &isolated, &nohz_full]) {
-            nudger.start_on(cpu);
-        }
-        debug!(cpus = nudger.cpus.len(), "nudging");
-        nudger
+        Self::start_in(options, Path::new(CPUS))
     }
 
-    fn start_on(&mut self, number: u32) {
-        let cpu = Arc::new(Cpu::default());
-        let (shared, state) = (Arc::clone(&self.shared), Arc::clone(&cpu));
-        let started = std::thread::Builder::new()
-            .name(format!("nudge/{number}"))
-            .stack_size(STACK_BYTES)
-            .spawn(move || match pin(number) {
-                Ok(()) => wake_now_and_then(&shared, &state),
-                Err(error) => warn!(cpu = number, %error, "this CPU is not nudged"),
-            });
-        match started {
-            Ok(thread) => {
-                self.cpus.push((number, cpu, thread.thread().clone()));
-                self.threads.push(thread);
-            }
-            Err(error) => warn!(cpu = number, %error, "this CPU is not nudged"),
+    fn start_in(options: &config::Nudge, lists: &Path) -> Self {
+        let shared = Arc::new(Shared {
+            stop: Arc::default(),
+            limit: AtomicU8::new(Limit::None as u8),
+            own_cpu_ns: AtomicU64::new(0),
+            options: options.clone(),
+            excluded: parse_cpu_list(&options.exclude_cpus).unwrap_or_default(),
+            lists: lists.to_owned(),
+            cpus: Mutex::default(),
+        });
+        if options.rest_hz <= 0.0 && options.closer_look_hz <= 0.0 {
+            return Self {
+                shared,
+                pacer: None,
+            };
         }
+        let of_pacer = Arc::clone(&shared);
+        let pacer = std::thread::Builder::new()
+            .name("nudge".to_owned())
+            .spawn(move || of_pacer.keep_time());
+        let pacer = match pacer {
+            Ok(pacer) => Some(pacer),
+            Err(error) => {
+                warn!(%error, "CPUs are not nudged: no thread could be started");
+                None
+            }
+        };
+        Self { shared, pacer }
     }
 
     /// Looks closely at these CPUs from `now_ns` (CLOCK_MONOTONIC) on. After a closer look a CPU is left at rest
     /// for as long, whatever is asked.
     pub fn look_closer(&self, cpus: &[u32], now_ns: u64) {
-        for (_, cpu, thread) in self
-            .cpus
-            .iter()
-            .filter(|(number, ..)| cpus.contains(number))
-        {
-            if now_ns >= cpu.rest_until_ns.load(Relaxed) {
-                let until_ns = now_ns.saturating_add(self.closer_look_ns);
-                cpu.closer_until_ns.store(until_ns, Relaxed);
-                cpu.rest_until_ns
-                    .store(until_ns.saturating_add(self.closer_look_ns), Relaxed);
-                thread.unpark();
+        if cpus.is_empty() {
+            return;
+        }
+        let closer_look_ns = (self.shared.options.closer_look_s).saturating_mul(1_000_000_000);
+        for cpu in self.shared.cpus().iter_mut() {
+            if cpus.contains(&cpu.number) && now_ns >= cpu.rest_until_ns {
+                cpu.closer_until_ns = now_ns.saturating_add(closer_look_ns);
+                cpu.rest_until_ns = cpu.closer_until_ns.saturating_add(closer_look_ns);
+                cpu.next_ns = 0;
             }
+        }
+        self.wake_pacer();
+    }
+
+    /// Allows that much from now on.
+    pub fn limit(&self, limit: Limit) {
+        if self.shared.limit.swap(limit as u8, Relaxed) != limit as u8 {
+            for cpu in self.shared.cpus().iter_mut() {
+                cpu.next_ns = 0;
+            }
+            self.wake_pacer();
         }
     }
 
     /// What it has cost so far; `now_ns` is CLOCK_MONOTONIC.
     #[must_use]
     pub fn cost(&self, now_ns: u64) -> NudgeCost {
-        let mut cost = NudgeCost::default();
-        for (_, cpu, _) in &self.cpus {
-            cost.cpus += 1;
-            cost.closer_looks += u64::from(now_ns < cpu.closer_until_ns.load(Relaxed));
-            cost.wakings += cpu.wakings.load(Relaxed);
-            cost.cpu_ns += cpu.own_cpu_ns.load(Relaxed);
+        let limit = self.shared.limit();
+        let mut cost = NudgeCost {
+            cpu_ns: self.shared.own_cpu_ns.load(Relaxed),
+            ..NudgeCost::default()
+        };
+        for cpu in self.shared.cpus().iter() {
+            let allowed = cpu.wanted && limit != Limit::Off;
+            cost.cpus += u64::from(allowed);
+            cost.closer_looks +=
+                u64::from(allowed && limit == Limit::None && now_ns < cpu.closer_until_ns);
+            cost.wakings += cpu.worker.wakings.load(Relaxed);
+            cost.displaced += cpu.worker.displaced.load(Relaxed);
+            cost.cpu_ns += cpu.worker.own_cpu_ns.load(Relaxed);
         }
         cost
+    }
+
+    fn wake_pacer(&self) {
+        if let Some(pacer) = &self.pacer {
+            pacer.thread().unpark();
+        }
     }
 }
 
 impl Drop for Nudger {
     fn drop(&mut self) {
         self.shared.stop.store(true, Relaxed);
-        for (_, _, thread) in &self.cpus {
-            thread.unpark();
-        }
-        for thread in self.threads.drain(..) {
+        self.wake_pacer();
+        if let Some(pacer) = self.pacer.take() {
             // A thread that panicked has nothing left to end.
-            let _ = thread.join();
+            let _ = pacer.join();
+        }
+        let cpus = std::mem::take(&mut *self.shared.cpus());
+        for cpu in &cpus {
+            cpu.thread.thread().unpark();
+        }
+        for cpu in cpus {
+            let _ = cpu.thread.join();
         }
     }
 }
 
-fn wake_now_and_then(shared: &Shared, cpu: &Cpu) {
-    while !shared.stop.load(Relaxed) {
-        let close = clock_ns(ClockId::Monotonic) < cpu.closer_until_ns.load(Relaxed);
-        match pause(shared.rest_hz, shared.closer_look_hz, close) {
-            Some(pause) => std::thread::park_timeout(pause),
-            None => std::thread::park(),
+impl Shared {
+    fn cpus(&self) -> MutexGuard<'_, Vec<Cpu>> {
+        self.cpus.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn limit(&self) -> Limit {
+        match self.limit.load(Relaxed) {
+            0 => Limit::None,
+            1 => Limit::Rest,
+            _ => Limit::Off,
         }
-        cpu.wakings.fetch_add(1, Relaxed);
-        cpu.own_cpu_ns
+    }
+
+    /// Wakes each CPU's thread when it is due, and keeps up with which CPUs there are.
+    fn keep_time(&self) {
+        let mut read_ns: Option<u64> = None;
+        let mut readable = true;
+        while !self.stop.load(Relaxed) {
+            let now_ns = clock_ns(ClockId::Monotonic);
+            if read_ns.is_none_or(|read_ns| now_ns.saturating_sub(read_ns) >= LISTS_NS) {
+                read_ns = Some(now_ns);
+                let selected = selected(&self.lists, &self.excluded);
+                if let Err(error) = &selected
+                    && readable
+                {
+                    let lists = self.lists.display();
+                    warn!(%error, "no CPU is nudged: the lists in {lists} cannot be read");
+                }
+                readable = selected.is_ok();
+                self.follow(&selected.unwrap_or_default(), now_ns);
+            }
+            let pause = self.wake_due(now_ns);
+            self.own_cpu_ns
+                .store(clock_ns(ClockId::ThreadCPUTime), Relaxed);
+            match pause {
+                Some(pause) => std::thread::park_timeout(pause),
+                None => std::thread::park(),
+            }
+        }
+    }
+
+    /// Wakes the threads that are due; gives the pause until the next is.
+    fn wake_due(&self, now_ns: u64) -> Option<Duration> {
+        let (options, limit) = (&self.options, self.limit());
+        let mut next_ns: Option<u64> = None;
+        for cpu in self.cpus().iter_mut().filter(|cpu| cpu.wanted) {
+            let close = now_ns < cpu.closer_until_ns;
+            let Some(pause) = pause(options.rest_hz, options.closer_look_hz, close, limit) else {
+                continue;
+            };
+            if now_ns >= cpu.next_ns {
+                if cpu.is_pinned() {
+                    cpu.thread.thread().unpark();
+                }
+                let pause_ns = u64::try_from(pause.as_nanos()).unwrap_or(u64::MAX);
+                cpu.next_ns = now_ns.saturating_add(pause_ns);
+            }
+            next_ns = Some(next_ns.map_or(cpu.next_ns, |next_ns| next_ns.min(cpu.next_ns)));
+        }
+        // Nothing due: still look now and then whether a CPU has come, unless all nudging is on demand or off.
+        match next_ns {
+            Some(next_ns) => Some(Duration::from_nanos(next_ns.saturating_sub(now_ns))),
+            None if limit != Limit::Off && options.rest_hz > 0.0 => {
+                Some(Duration::from_nanos(LISTS_NS))
+            }
+            None => None,
+        }
+    }
+
+    /// Makes `selected` the CPUs that are nudged.
+    fn follow(&self, selected: &[u32], now_ns: u64) {
+        let mut cpus = self.cpus();
+        let mut changed = false;
+        for cpu in cpus.iter_mut() {
+            let wanted = selected.contains(&cpu.number);
+            changed |= wanted != cpu.wanted;
+            if wanted && !cpu.wanted {
+                cpu.next_ns = now_ns;
+            }
+            cpu.wanted = wanted;
+        }
+        for &number in selected {
+            if cpus.iter().all(|cpu| cpu.number != number) {
+                changed = true;
+                cpus.extend(self.start_on(number, now_ns));
+            }
+        }
+        if changed {
+            let count = cpus.iter().filter(|cpu| cpu.wanted).count();
+            info!(cpus = count, "CPUs that are nudged now");
+        }
+    }
+
+    fn start_on(&self, number: u32, now_ns: u64) -> Option<Cpu> {
+        let worker = Arc::new(Worker::default());
+        let (stop, of_thread) = (Arc::clone(&self.stop), Arc::clone(&worker));
+        let started = std::thread::Builder::new()
+            .name(format!("nudge/{number}"))
+            .stack_size(STACK_BYTES)
+            .spawn(move || work(number, &stop, &of_thread));
+        match started {
+            Ok(thread) => Some(Cpu {
+                number,
+                worker,
+                thread,
+                wanted: true,
+                next_ns: now_ns,
+                closer_until_ns: 0,
+                rest_until_ns: 0,
+            }),
+            Err(error) => {
+                warn!(cpu = number, %error, "this CPU is not nudged");
+                None
+            }
+        }
+    }
+}
+
+impl Cpu {
+    /// Whether its thread is pinned, or lets itself be pinned now: the kernel refuses while the CPU is offline.
+    fn is_pinned(&self) -> bool {
+        if !self.worker.astray.load(Relaxed) {
+            return true;
+        }
+        let pinned = Pid::from_raw(self.worker.tid.load(Relaxed))
+            .is_some_and(|thread| pin(thread, self.number).is_ok());
+        if pinned {
+            self.worker.astray.store(false, Relaxed);
+        }
+        pinned
+    }
+}
+
+/// A CPU's thread: sleeps until it is woken, again and again.
+fn work(number: u32, stop: &AtomicBool, worker: &Worker) {
+    let tid = rustix::thread::gettid();
+    worker.tid.store(tid.as_raw_nonzero().get(), Relaxed);
+    if let Err(error) = pin(tid, number) {
+        // It may have gone this moment.
+        warn!(cpu = number, %error, "this CPU is not nudged yet");
+        worker.astray.store(true, Relaxed);
+    }
+    while !stop.load(Relaxed) {
+        std::thread::park();
+        if u32::try_from(rustix::thread::sched_getcpu()) == Ok(number) {
+            worker.wakings.fetch_add(1, Relaxed);
+        } else {
+            worker.displaced.fetch_add(1, Relaxed);
+            worker.astray.store(true, Relaxed);
+        }
+        worker
+            .own_cpu_ns
             .store(clock_ns(ClockId::ThreadCPUTime), Relaxed);
     }
 }
 
-fn pin(cpu: u32) -> std::io::Result<()> {
+fn pin(thread: Pid, cpu: u32) -> std::io::Result<()> {
     let cpu = usize::try_from(cpu).map_err(std::io::Error::other)?;
     if cpu >= CpuSet::MAX_CPU {
         return Err(std::io::Error::other(
@@ -204,68 +440,10 @@ fn pin(cpu: u32) -> std::io::Result<()> {
     }
     let mut set = CpuSet::new();
     set.set(cpu);
-    rustix::thread::sched_setaffinity(None, &set)?;
+    rustix::thread::sched_setaffinity(Some(thread), &set)?;
     Ok(())
 }
 
-/// A CPU list of the kernel's; a file that is not there holds none.
-fn read_cpu_list(path: &str) -> Vec<u32> {
-    std::fs::read_to_string(path)
-        .ok()
-        .and_then(|list| parse_cpu_list(&list).ok())
-        .unwrap_or_default()
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_closer_look_is_never_slower_than_rest() {
-        assert_eq!(pause(2.0, 20.0, false), Some(Duration::from_millis(500)));
-        assert_eq!(pause(2.0, 20.0, true), Some(Duration::from_millis(50)));
-        assert_eq!(pause(2.0, 0.0, true), Some(Duration::from_millis(500)));
-        assert_eq!(pause(0.0, 20.0, false), None);
-        assert_eq!(pause(1e-300, 0.0, false), Some(Duration::MAX));
-    }
-
-    #[test]
-    fn excluded_cpus_are_left_alone() {
-        assert_eq!(cpus_to_nudge(&[0, 1, 2, 3], &[&[1], &[3, 9]]), vec![0, 2]);
-    }
-
-    #[test]
-    fn wakings_and_their_cost_are_counted() {
-        let nudger = Nudger::start(&config::Nudge {
-            rest_hz: 50.0,
-            ..config::Nudge::default()
-        });
-        let deadline = std::time::Instant::now() + Duration::from_secs(60);
-        let cost = loop {
-            let cost = nudger.cost(0);
-            if (cost.wakings > 3 && cost.cpu_ns > 0) || std::time::Instant::now() > deadline {
-                break cost;
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        };
-        assert!(
-            cost.cpus >= 1 && cost.wakings > 3 && cost.cpu_ns > 0,
-            "{cost:?}"
-        );
-    }
-
-    #[test]
-    fn after_a_closer_look_a_cpu_rests() {
-        let nudger = Nudger::start(&config::Nudge::default());
-        let Some(&(cpu, ..)) = nudger.cpus.first() else {
-            panic!("this machine has no CPU that may be nudged");
-        };
-        let second = 1_000_000_000;
-        nudger.look_closer(&[cpu], 100 * second);
-        assert_eq!(nudger.cost(104 * second).closer_looks, 1);
-        nudger.look_closer(&[cpu], 106 * second);
-        assert_eq!(nudger.cost(107 * second).closer_looks, 0);
-        nudger.look_closer(&[cpu], 110 * second);
-        assert_eq!(nudger.cost(111 * second).closer_looks, 1);
-    }
-}
+#[path = "nudge_tests.rs"]
+mod tests;

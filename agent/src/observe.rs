@@ -3,7 +3,10 @@
 //! [`Observer::look`] is called at least once a second, and right before [`Observer::close`] at each window's end. Clocks and
 //! threads come through [`ThreadSource`], processes through [`Processes`]: nothing else is asked of the system.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::Duration,
+};
 
 use davy_abi::{FLAG_ENDED, TenantIndex};
 use davy_evidence::{Level, SensorState, TenantEvidence, Verdict, verdict};
@@ -15,12 +18,14 @@ use crate::{
     config::Config,
     error::chain,
     evidence::{HostSensors, Tests},
+    governor::{FEW_LOOKS_NS, Step},
     kernel::Reading,
     sensor::{
         Looks,
         kvm_exits::{GuestWindow, Guests, HostStates},
         pmu::{self, Pmu},
         register_state,
+        waits::Ledger,
     },
     source::ThreadSource,
     tenant::{
@@ -37,6 +42,8 @@ const REASON_BYTES_MAX: usize = 1_000;
 const TENANTS_MAX: usize = 4_096;
 /// How long stored tests wait for their tenant to be found, ns.
 const CARRIED_WAIT_NS: u64 = 3_600_000_000_000;
+/// A sensor that has not run after so many windows with threads to measure is warned of.
+const NEVER_RAN_WINDOWS: u32 = 2;
 /// The sensors' list says under this name if VMs cannot be found.
 const VCPUS: &str = "vcpus";
 
@@ -116,6 +123,7 @@ pub struct Observer<S, P> {
     /// `None`: its evidence says nothing of the sensor.
     pmu: Option<Pmu>,
     guests: Guests,
+    waits: Ledger,
     readings: Vec<Reading>,
     deltas: Vec<ThreadDelta>,
     carried: HashMap<String, TenantEvidence>,
@@ -127,7 +135,13 @@ pub struct Observer<S, P> {
     looks: u64,
     ever_looked: bool,
     ever_watched: bool,
+    /// Whether the kernel half has met a watched thread at a switch.
+    ever_switched: bool,
+    /// Windows that ended with threads watched, up to one more than [`NEVER_RAN_WINDOWS`].
+    watching_windows: u32,
     overview: Overview,
+    /// Why less is measured than could be; empty if nothing is shed.
+    shed: String,
 }
 
 impl<S: ThreadSource, P: Processes> Observer<S, P> {
@@ -142,6 +156,7 @@ impl<S: ThreadSource, P: Processes> Observer<S, P> {
             tests: Tests::default(),
             pmu: None,
             guests: Guests::default(),
+            waits: Ledger::default(),
             readings: Vec::new(),
             deltas: Vec::new(),
             carried: HashMap::new(),
@@ -150,7 +165,10 @@ impl<S: ThreadSource, P: Processes> Observer<S, P> {
             looks: 0,
             ever_looked: false,
             ever_watched: false,
+            ever_switched: false,
+            watching_windows: 0,
             overview: Overview::default(),
+            shed: String::new(),
         }
     }
 
@@ -229,6 +247,22 @@ impl<S: ThreadSource, P: Processes> Observer<S, P> {
         &self.overview
     }
 
+    /// Sheds what `step` says of the looks at registers, and has the sensors' states say `reason` from now on.
+    pub fn shed(&mut self, step: Step, reason: String) {
+        let least = match step {
+            Step::Nothing | Step::CloserLooks | Step::Nudges => Duration::ZERO,
+            Step::FewLooks => Duration::from_nanos(FEW_LOOKS_NS),
+            Step::Looks => Duration::MAX,
+        };
+        if let Err(error) = self.source.pace(least) {
+            warn!(
+                error = chain(&error),
+                "the looks at registers cannot be paced"
+            );
+        }
+        self.shed = reason;
+    }
+
     /// Gives what a detector had stored of this host's tests. It is used for tenants that were there before the agent,
     /// and are found within an hour.
     pub fn carry(&mut self, carried: Vec<Carried>) {
@@ -263,6 +297,12 @@ impl<S: ThreadSource, P: Processes> Observer<S, P> {
         let deltas = self.accountant.update(&self.readings, now_ns, |index| {
             registry.tenant(index).is_some()
         });
+        let source = &self.source;
+        self.waits.update(
+            &self.readings,
+            |reading| source.waits(reading.index),
+            |index| registry.tenant(index).is_some(),
+        );
         let forming_cpus = self.tests.update(&deltas, |index| {
             registry
                 .tenant(index)
@@ -278,6 +318,8 @@ impl<S: ThreadSource, P: Processes> Observer<S, P> {
         self.looks += looks;
         self.ever_looked |= looks > 0;
         self.ever_watched |= !deltas.is_empty();
+        self.ever_switched |=
+            (self.readings.iter()).any(|r| r.slot.switch_ins > 0 || r.slot.flags & FLAG_ENDED != 0);
         self.deltas = deltas;
         self.overview.threads = self.accountant.threads();
         self.overview.threads_refused = self.registry.threads_refused();
@@ -311,6 +353,7 @@ impl<S: ThreadSource, P: Processes> Observer<S, P> {
             msr_writes: state_of(&sensors, "msr_writes"),
         };
         let mut sums = self.accountant.close();
+        let mut waits = self.waits.close();
         let successions = self.registry.successions();
         for &(ended, successor) in &successions {
             self.tests.merge(ended, successor);
@@ -320,6 +363,9 @@ impl<S: ThreadSource, P: Processes> Observer<S, P> {
             self.guests.merge(ended, successor);
             if let Some(part) = sums.remove(&ended) {
                 sums.entry(successor).or_default().add(&part);
+            }
+            if let Some(part) = waits.remove(&ended) {
+                waits.entry(successor).or_default().add(&part);
             }
             if let Some(level) = self.levels.remove(&ended) {
                 self.levels.insert(successor, level);
@@ -344,10 +390,10 @@ impl<S: ThreadSource, P: Processes> Observer<S, P> {
             if self.levels.insert(tenant.index, verdict.level) != Some(verdict.level) {
                 info!(tenant = %tenant.key, name = %tenant.name, verdict = level, reason = verdict.reasons.first(), "verdict");
             }
-            tenants.push((
-                verdict.level,
-                message(tenant, &sums, guest.as_ref(), &evidence, &verdict),
-            ));
+            let waited = waits.remove(&tenant.index).unwrap_or_default();
+            let mut message = message(tenant, &sums, guest.as_ref(), &evidence, &verdict);
+            message.waits = Some(waited.message(|pid| self.name_of(pid)));
+            tenants.push((verdict.level, message));
         }
         let (tenants, left_out) = most_telling(tenants, TENANTS_MAX);
         if left_out > 0 && self.overview.tenants_left_out == 0 {
@@ -370,6 +416,7 @@ impl<S: ThreadSource, P: Processes> Observer<S, P> {
             .iter()
             .map(|(name, state, _)| ((*name).to_owned(), *state))
             .collect();
+        self.warn_of_sensors_that_never_ran(&sensors);
         self.looks = 0;
         v1::Window {
             sequence: 0,
@@ -386,6 +433,32 @@ impl<S: ThreadSource, P: Processes> Observer<S, P> {
                 })
                 .collect(),
         }
+    }
+
+    /// Says once, after some windows, which sensors have had threads to measure and never did.
+    fn warn_of_sensors_that_never_ran(&mut self, sensors: &[(&'static str, SensorState, String)]) {
+        if self.overview.threads == 0 || self.watching_windows > NEVER_RAN_WINDOWS {
+            return;
+        }
+        self.watching_windows += 1;
+        if self.watching_windows <= NEVER_RAN_WINDOWS {
+            return;
+        }
+        for (sensor, state, reason) in sensors {
+            if *state == SensorState::NeverRan {
+                warn!(sensor, "never ran: {reason}");
+            }
+        }
+    }
+
+    /// A process's tenant's key, and its command; empty where there is none.
+    fn name_of(&self, tgid: u32) -> (String, String) {
+        let mut slots = self.readings.iter().map(|reading| &reading.slot);
+        let key = slots
+            .find(|slot| slot.tgid == tgid && self.registry.tenant(slot.tenant).is_some())
+            .and_then(|slot| self.registry.tenant(slot.tenant))
+            .map(|tenant| tenant.key.clone());
+        (key.unwrap_or_default(), self.processes.command(tgid))
     }
 
     /// Gives the time the readings are of.
@@ -458,12 +531,24 @@ impl<S: ThreadSource, P: Processes> Observer<S, P> {
             .into_iter()
             .map(|(name, can, reason)| {
                 let looks = match name {
+                    // Without a switch the figures are those that /proc had when watching began.
+                    "cpu" if !self.ever_switched => looks(0, false),
                     "cpu" => looks(threads, self.ever_watched),
                     "kvm_exits" => looks(u64::from(exits_read), exits_ever),
                     "msr_writes" => looks(u64::from(msrs_fired), msrs_fired),
                     _ => looks(self.looks, self.ever_looked),
                 };
-                (name, register_state(can, looks), reason)
+                let state = register_state(can, looks);
+                let on_registers = matches!(name, "fp_rounding" | "register_randomness");
+                let reason = match state {
+                    SensorState::NeverRan if on_registers || name == "cpu" => {
+                        never_ran(name, threads)
+                    }
+                    SensorState::Live | SensorState::Stalled if on_registers => self.shed.clone(),
+                    // Of the others it says from where they have their figures.
+                    _ => reason,
+                };
+                (name, state, reason)
             })
             .chain(self.pmu.as_ref().map(|pmu| {
                 let (state, remark) = pmu.status();
@@ -471,6 +556,18 @@ impl<S: ThreadSource, P: Processes> Observer<S, P> {
             }))
             .chain(no_vms.map(|reason| (VCPUS, SensorState::Unsupported, reason)))
             .collect()
+    }
+}
+
+/// Why a sensor that could measure has not yet.
+fn never_ran(sensor: &str, threads: u64) -> String {
+    match (sensor, threads) {
+        (_, 0) => "no thread is watched yet".to_owned(),
+        ("cpu", _) => {
+            "its program is attached, but no watched thread has been switched since: the figures are those of the begin"
+                .to_owned()
+        }
+        _ => "its program is attached, but has not looked at any watched thread's registers yet".to_owned(),
     }
 }
 
@@ -547,6 +644,7 @@ fn message(
         }),
         evidence: Some(v1::Evidence::from(evidence)),
         verdict: Some(v1::Verdict::from(verdict)),
+        waits: None,
     }
 }
 

@@ -41,6 +41,7 @@ fn compute_randomx(observer: &mut Observer<Script, ScriptedProcesses>) {
     slot.on_cpu_ns += 8 * SECOND_NS;
     slot.guest_ns += 7 * SECOND_NS;
     slot.looks += 450;
+    slot.switch_ins += 450;
     for (mode, samples) in [(0, 140), (1, 100), (2, 100), (3, 100)] {
         slot.modes[mode] += samples;
         slot.random[mode] += samples;
@@ -96,6 +97,82 @@ fn sensors_that_cannot_measure_are_said_so() {
     assert_eq!(random.state(), v1::SensorState::Unsupported);
     let window = close(&mut observer);
     assert_eq!(window.sensors[1].state(), v1::SensorState::Stalled);
+}
+
+#[test]
+fn a_kernel_half_that_never_fires_is_said_to_have_never_run() {
+    let mut observer = observer_of_a_vm();
+    // What /proc had when watching began.
+    observer.source.slot(1).on_cpu_ns = 5 * SECOND_NS;
+    let window = close(&mut observer);
+    for sensor in &window.sensors[..2] {
+        assert_eq!(sensor.state(), v1::SensorState::NeverRan, "{sensor:?}");
+        assert!(sensor.reason.contains("is attached, but"), "{sensor:?}");
+    }
+    let verdict = window.tenants[0].verdict.as_ref().unwrap();
+    assert!(
+        verdict.reasons[0].contains("nothing was measured (fp_rounding never ran"),
+        "{:?}",
+        verdict.reasons
+    );
+}
+
+#[test]
+fn what_is_shed_is_said_and_done() {
+    let mut observer = observer_of_a_vm();
+    compute_randomx(&mut observer);
+    observer.shed(Step::Looks, "too dear".to_owned());
+    assert_eq!(observer.source.pace, Some(Duration::MAX));
+    let window = close(&mut observer);
+    assert_eq!(window.sensors[0].reason, "", "cpu goes on");
+    assert_eq!(window.sensors[1].reason, "too dear");
+    assert_eq!(window.sensors[2].reason, "scripted to be absent");
+    observer.shed(Step::Nothing, String::new());
+    assert_eq!(observer.source.pace, Some(Duration::ZERO));
+    let window = close(&mut observer);
+    assert_eq!(window.sensors[1].state(), v1::SensorState::Stalled);
+    assert_eq!(window.sensors[1].reason, "");
+}
+
+#[test]
+fn waits_are_reported_with_who_was_ahead() {
+    let mut observer = observer_of_a_vm();
+    observer.processes.run(70, "kworker/0:1");
+    let mut waits = davy_abi::Waits {
+        waited_ns: 1_000,
+        named_ns: 900,
+        ..davy_abi::Waits::default()
+    };
+    for (place, (tgid, ns)) in [(100, 300), (70, 500), (71, 100)].into_iter().enumerate() {
+        waits.behind[place] = davy_abi::Behind {
+            tgid,
+            weight: 0,
+            ns,
+        };
+    }
+    observer.source.waits.insert(1, waits);
+    let window = close(&mut observer);
+    let waits = window.tenants[0].waits.as_ref().unwrap();
+    let seen: Vec<_> = waits
+        .behind
+        .iter()
+        .map(|of| (of.tenant_key.as_str(), of.command.as_str(), of.pid, of.ns))
+        .collect();
+    assert_eq!(
+        seen,
+        [
+            ("", "kworker/0:1", 70, 500),
+            ("qemu:droplet-8", "qemu-system-x86_", 100, 300),
+            ("", "", 71, 100),
+        ]
+    );
+    assert_eq!(
+        (waits.others_ns, waits.idle_ns, waits.unknown_ns),
+        (0, 0, 100)
+    );
+    // Nothing new: all zero, and that is known.
+    let window = close(&mut observer);
+    assert_eq!(window.tenants[0].waits, Some(v1::Waits::default()));
 }
 
 #[test]

@@ -11,6 +11,7 @@ use std::{
 use anyhow::Context as _;
 use davy_evidence::SensorState;
 use davy_proto::v1;
+use rustix::time::ClockId;
 use tokio::{
     runtime::Runtime,
     signal::unix::{SignalKind, signal},
@@ -19,12 +20,13 @@ use tracing::{info, warn};
 
 use crate::{
     config::Config,
-    kernel::{Kernel, KernelOptions},
+    governor::{Costs, Governor, Step},
+    kernel::{Kernel, KernelOptions, ProgramCost},
     metrics::{self, Metrics},
-    nudge::Nudger,
+    nudge::{Limit, Nudger},
     observe::{Observer, span},
     sensor::pmu::{self, Pmu},
-    source::ThreadSource,
+    source::{ThreadSource, clock_ns},
     tenant::discover::{ProcFs, Processes},
     uplink::{self, Uplink, queue::Limits},
 };
@@ -132,6 +134,7 @@ fn measure<S: ThreadSource, P: Processes>(
         previous = Some(next);
         next
     };
+    let mut governor = Governor::new(config.budget.cpus(online_cpus()));
     let groups = config.tenant.iter().any(|tenant| tenant.cgroup.is_some());
     loop {
         observer.carry(uplink.take_carried());
@@ -151,13 +154,18 @@ fn measure<S: ThreadSource, P: Processes>(
             LOOK_INTERVAL_NS
         };
         schedule.look_after(now_ns, interval_ns);
+        let programs = observer.source().overhead();
+        if let Some(step) = governor.observe(now_ns, costs(&programs)) {
+            shed(observer, nudger, &governor, step);
+        }
         metrics.set(metrics::Snapshot {
             overview: observer.overview().clone(),
             uplink: uplink.snapshot(),
             kernel_counters: observer.source().counters(),
-            programs: observer.source().overhead(),
+            programs,
             nudge: nudger.cost(now_ns),
             late_windows: schedule.late,
+            governor: Some(governor.clone()),
         });
         let pause = schedule.pause(observer.source().now_ns());
         match stop.recv_timeout(pause) {
@@ -169,6 +177,46 @@ fn measure<S: ThreadSource, P: Processes>(
     observer.look();
     uplink.push(observer.close(window_span(elapsed_ns)));
     schedule.late
+}
+
+/// What the agent has used until now.
+fn costs(programs: &[ProgramCost]) -> Costs {
+    let bpf_ns = programs.iter().fold(0, |sum: u64, program| {
+        sum.saturating_add(program.run_time_ns)
+    });
+    Costs {
+        bpf_ns: (!programs.is_empty()).then_some(bpf_ns),
+        agent_ns: clock_ns(ClockId::ProcessCPUTime),
+    }
+}
+
+fn online_cpus() -> usize {
+    // What cannot be told is taken for the least: the budget is at its floor then.
+    crate::nudge::online_cpus().map_or(1, |cpus| cpus.len())
+}
+
+/// Takes a step of the governor's, and says so.
+fn shed<S: ThreadSource, P: Processes>(
+    observer: &mut Observer<S, P>,
+    nudger: &Nudger,
+    governor: &Governor,
+    step: Step,
+) {
+    nudger.limit(match step {
+        Step::Nothing => Limit::None,
+        Step::CloserLooks => Limit::Rest,
+        Step::Nudges | Step::FewLooks | Step::Looks => Limit::Off,
+    });
+    observer.shed(step, governor.reason());
+    let percent = format!("{:.1} %", governor.share().unwrap_or(0.0) * 100.0);
+    if step == Step::Nothing {
+        info!(
+            cost = percent,
+            "within the budget again: nothing is shed any more"
+        );
+    } else {
+        warn!(cost = percent, "{}", governor.reason());
+    }
 }
 
 /// When to look and when to close. Pure; all times CLOCK_MONOTONIC, ns.

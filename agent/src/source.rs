@@ -3,9 +3,12 @@
 //! The agent's deciding code sees the kernel half only through [`ThreadSource`], so that it can be driven
 //! by a script in tests. The one real source is [`Kernel`].
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
-use davy_abi::{SlotIndex, TenantIndex, Vcpu};
+use davy_abi::{SlotIndex, TenantIndex, Vcpu, Waits};
 use davy_evidence::SensorState;
 
 use crate::kernel::{Kernel, KernelError, ProgramCost, Reading, WatchedThreads};
@@ -17,6 +20,8 @@ pub trait ThreadSource {
 
     /// Replaces `out` by the figures of every live or ended thread.
     fn readings(&self, out: &mut Vec<Reading>);
+    /// Who ran while the thread of a slot waited; `None` if there is no such slot.
+    fn waits(&self, slot: SlotIndex) -> Option<Waits>;
     /// `CLOCK_MONOTONIC`, ns: the clock of `Slot::running_since_ns`.
     fn now_ns(&self) -> u64;
     /// Watches all threads of a process, present and future.
@@ -59,6 +64,12 @@ pub trait ThreadSource {
     fn vcpus_unsupported(&self) -> Option<String>;
     /// `CLOCK_BOOTTIME`, ns: the clock of `Slot::start_boottime_ns`.
     fn boottime_ns(&self) -> u64;
+    /// Lets at least so much time lie between two looks at one thread's registers, beyond what was configured;
+    /// [`Duration::MAX`]: no looks.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    fn pace(&mut self, least: Duration) -> Result<(), Self::Error>;
     /// What each program of the kernel half has cost.
     fn overhead(&self) -> Vec<ProgramCost>;
     /// The kernel half's counters, by [`davy_abi::Counter`].
@@ -70,6 +81,10 @@ impl ThreadSource for Kernel {
 
     fn readings(&self, out: &mut Vec<Reading>) {
         Kernel::readings(self, out);
+    }
+
+    fn waits(&self, slot: SlotIndex) -> Option<Waits> {
+        Kernel::waits(self, slot)
     }
 
     fn now_ns(&self) -> u64 {
@@ -130,6 +145,10 @@ impl ThreadSource for Kernel {
 
     fn boottime_ns(&self) -> u64 {
         clock_ns(rustix::time::ClockId::Boottime)
+    }
+
+    fn pace(&mut self, least: Duration) -> Result<(), KernelError> {
+        Kernel::pace(self, least)
     }
 
     fn overhead(&self) -> Vec<ProgramCost> {

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use davy_abi::{FLAG_ENDED, FLAG_LIVE, FLAG_VCPU, Slot, SlotIndex, TenantIndex, Vcpu};
+use davy_abi::{FLAG_ENDED, FLAG_LIVE, FLAG_VCPU, Slot, SlotIndex, TenantIndex, Vcpu, Waits};
 use davy_evidence::SensorState;
 
 use super::ThreadSource;
@@ -19,6 +19,7 @@ use crate::{
 #[derive(Debug, Default)]
 pub(crate) struct Script {
     pub(crate) slots: BTreeMap<SlotIndex, Slot>,
+    pub(crate) waits: BTreeMap<SlotIndex, Waits>,
     pub(crate) now_ns: u64,
     pub(crate) watched_processes: Vec<(u32, TenantIndex)>,
     pub(crate) watched_trees: Vec<(u32, TenantIndex)>,
@@ -35,6 +36,7 @@ pub(crate) struct Script {
     pub(crate) vcpus: BTreeMap<SlotIndex, Vcpu>,
     /// What was said about guests, at each look.
     pub(crate) guests_said: Vec<bool>,
+    pub(crate) pace: Option<std::time::Duration>,
 }
 
 impl Script {
@@ -104,6 +106,10 @@ impl ThreadSource for Script {
         );
     }
 
+    fn waits(&self, slot: SlotIndex) -> Option<Waits> {
+        Some(self.waits.get(&slot).copied().unwrap_or_default())
+    }
+
     fn now_ns(&self) -> u64 {
         self.now_ns
     }
@@ -170,6 +176,11 @@ impl ThreadSource for Script {
         self.now_ns
     }
 
+    fn pace(&mut self, least: std::time::Duration) -> io::Result<()> {
+        self.pace = Some(least);
+        Ok(())
+    }
+
     fn overhead(&self) -> Vec<ProgramCost> {
         Vec::new()
     }
@@ -206,6 +217,13 @@ impl Processes for ScriptedProcesses {
 
     fn kernel_workers(&self, tgid: u32) -> Vec<u32> {
         self.workers.get(&tgid).cloned().unwrap_or_default()
+    }
+
+    fn command(&self, tgid: u32) -> String {
+        let facts = self.facts.get(&tgid);
+        facts
+            .and_then(|facts| facts.argv.first().cloned())
+            .unwrap_or_default()
     }
 
     fn cgroup_exists(&self, dir: &Path) -> bool {

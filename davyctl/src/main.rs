@@ -15,6 +15,7 @@ mod guests;
 mod model;
 mod model_pmu;
 mod render;
+mod waits;
 
 /// Largest answer read, bytes: the detector's largest list is below it.
 const ANSWER_BYTES_MAX: usize = 512 * 1024 * 1024;

@@ -11,7 +11,7 @@ use davy_proto::v1;
 use serde::Serialize;
 
 pub use crate::guests::{KvmExits, MsrWrites};
-use crate::model_pmu::Pmu;
+use crate::{model_pmu::Pmu, waits::Waits};
 
 /// Version of the documents.
 pub const VERSION: u32 = 1;
@@ -98,6 +98,8 @@ pub struct Window {
     pub window_ns: u64,
     /// CPU figures.
     pub cpu: Option<Cpu>,
+    /// Behind whom its threads waited; `null` if that is not known.
+    pub waits: Option<Waits>,
     /// What `fp_rounding` found.
     pub fp_rounding: Option<FpRounding>,
     /// What `register_randomness` found.
@@ -242,7 +244,7 @@ pub struct Sensor {
     pub reason: Option<String>,
 }
 
-fn text(given: &str) -> String {
+pub fn text(given: &str) -> String {
     given
         .chars()
         .map(|char| {
@@ -255,7 +257,7 @@ fn text(given: &str) -> String {
         .collect()
 }
 
-fn some_text(given: &str) -> Option<String> {
+pub fn some_text(given: &str) -> Option<String> {
     (!given.is_empty()).then(|| text(given))
 }
 
@@ -372,6 +374,7 @@ impl Window {
             cpu,
             evidence,
             verdict,
+            waits,
         } = wire;
         let v1::Evidence {
             fp_rounding,
@@ -394,6 +397,7 @@ impl Window {
             vcpus,
             window_ns,
             cpu: cpu.map(|cpu| Cpu::new(cpu, window_ns)),
+            waits: waits.map(Waits::from),
             fp_rounding: fp_rounding.map(FpRounding::from),
             register_randomness: register_randomness.map(RegisterRandomness::from),
             kvm_exits: kvm_exits.map(KvmExits::from),

@@ -6,6 +6,7 @@
 use comfy_table::{CellAlignment, ColumnConstraint, ContentArrangement, Table, Width, presets};
 
 use crate::model::{Droplet, Droplets, FpRounding, Host, OneDroplet, Status, Window, percent};
+use crate::waits;
 
 const SECOND_NS: u64 = 1_000_000_000;
 /// A tenant not seen for longer than this is told apart: three windows of the default 10 s, and some.
@@ -306,6 +307,10 @@ pub fn droplet(document: &OneDroplet, now_unix_ns: u64, width: Option<u16>) -> S
             format!("{} ago", age(droplet.first_seen_unix_ns, now_unix_ns)),
         ),
         ("CPU", cpu_in_full(window)),
+        (
+            "Waited behind",
+            waits::in_words(window.waits.as_ref(), &window.key, window.window_ns),
+        ),
         ("Modes 0/1/2/3", modes_in_full(fp)),
         ("Duty", duty(fp)),
         (

@@ -60,6 +60,16 @@ fn droplet_of(
                 ],
                 families: Vec::new(),
             }),
+            waits: Some(v1::Waits {
+                behind: vec![v1::WaitedBehind {
+                    command: "qemu-system-x86".into(),
+                    pid: 77,
+                    ns: 200_000_000,
+                    ..v1::WaitedBehind::default()
+                }],
+                idle_ns: 50_000_000,
+                ..v1::Waits::default()
+            }),
             ..v1::TenantWindow::default()
         }),
         first_seen_unix_ns: before(90_000),
@@ -234,6 +244,7 @@ fn one_droplet_in_full() {
  First seen     25 h ago
  CPU            197.3 % of one CPU by 6 threads (vCPUs 98.7 %, in the guest
                 49.3 %), waited 2.5 %; switches: 12 voluntary, 345 involuntary
+ Waited behind  qemu-system-x86 (pid 77) 2.0 %, an idle CPU 0.5 %
  Modes 0/1/2/3  29/27/21/23 % of 384 samples
  Duty           197 %
  Verdict        suspect, for 12 min

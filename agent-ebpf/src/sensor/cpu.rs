@@ -9,9 +9,9 @@
 //! on each CPU whenever a watched thread leaves: its `last_arrival` is the one clock at the moment the slot has the other
 //! of. The wait reckoned so stands until the thread leaves and the book itself is copied.
 
-use davy_abi::Slot;
+use davy_abi::{Cpu, Slot};
 
-use crate::{maps, task::Task};
+use crate::task::Task;
 
 /// Watching begins: what the thread has used until now is its base.
 #[inline(always)]
@@ -26,41 +26,34 @@ pub fn begin(slot: &mut Slot, task: Task) {
 
 /// The thread enters a CPU.
 #[inline(always)]
-pub fn enter(slot: &mut Slot, task: Task, now_ns: u64, cpu: u32) {
+pub fn enter(slot: &mut Slot, task: Task, now_ns: u64, cpu_number: u32, cpu: &mut Cpu) {
     if slot.switch_ins == 0 {
         // It may have run since watching began, without anybody seeing it come.
         book(slot, task);
     }
-    slot.run_queue_wait_ns = task.run_delay_ns() + wait_ns(task, now_ns);
+    cpu.entered_run_delay_ns = task.run_delay_ns();
+    slot.run_queue_wait_ns = cpu.entered_run_delay_ns + wait_ns(task, now_ns, cpu.ahead_ns);
     slot.switch_ins = slot.switch_ins.wrapping_add(1);
-    slot.cpu = cpu;
+    slot.cpu = cpu_number;
     slot.running_since_ns = now_ns;
 }
 
 /// The thread leaves its CPU.
 #[inline(always)]
-pub fn leave(slot: &mut Slot, task: Task) {
+pub fn leave(slot: &mut Slot, task: Task, cpu: &mut Cpu) {
     book(slot, task);
-    if slot.running_since_ns != 0
-        && let Some(ahead) = maps::ahead()
-    {
-        // SAFETY: points into this CPU's own element.
-        unsafe { *ahead = task.last_arrival_ns().wrapping_sub(slot.running_since_ns) };
+    if slot.running_since_ns != 0 {
+        cpu.ahead_ns = task.last_arrival_ns().wrapping_sub(slot.running_since_ns);
     }
     slot.running_since_ns = 0;
 }
 
 /// The wait that ends now and is not booked yet; 0 where it is booked, or the run queue's clock is not known.
 #[inline(always)]
-fn wait_ns(task: Task, now_ns: u64) -> u64 {
+fn wait_ns(task: Task, now_ns: u64, ahead_ns: u64) -> u64 {
     /// More than this is no wait but a clock that jumped, ns (1 h).
     const WAIT_NS_MAX: u64 = 3_600_000_000_000;
     let queued_ns = task.last_queued_ns();
-    let Some(ahead) = maps::ahead() else {
-        return 0;
-    };
-    // SAFETY: points into this CPU's own element.
-    let ahead_ns = unsafe { *ahead };
     if queued_ns == 0 || ahead_ns == 0 {
         return 0;
     }

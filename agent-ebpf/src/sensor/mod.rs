@@ -5,6 +5,7 @@ pub mod fp_rounding;
 pub mod kvm_exits;
 pub mod msr_writes;
 pub mod register_randomness;
+pub mod waits;
 
 use davy_abi::{FLAG_CONFIDENTIAL, FLAG_VCPU, GENERAL_EVERY, Slot};
 

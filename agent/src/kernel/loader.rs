@@ -28,7 +28,9 @@ pub(super) fn load(options: &KernelOptions) -> Result<Kernel, LoadError> {
     let vmlinux = btf::Btf::read(btf::VMLINUX.as_ref())?;
     let resolved = offsets::resolve(&vmlinux)?;
     let mut ebpf = object(options, &resolved)?;
-    let slots = SlotTable::map(array(take(&mut ebpf, "SLOTS")?)?, options.slots_max)?;
+    let slots = array(take(&mut ebpf, "SLOTS")?)?;
+    let waits = array(take(&mut ebpf, "WAITS")?)?;
+    let slots = SlotTable::map(slots, waits, options.slots_max)?;
     let mut free = queue(take(&mut ebpf, "FREE")?)?;
     for index in 1..options.slots_max {
         free.push(index, 0)
@@ -48,6 +50,8 @@ pub(super) fn load(options: &KernelOptions) -> Result<Kernel, LoadError> {
         options.exits,
         vmlinux,
     )?;
+    let pace =
+        Array::try_from(take(&mut ebpf, "PACE")?).map_err(LoadError::refused("the map PACE"))?;
     let stats = options
         .measure_cost
         .then(|| aya::sys::enable_stats(aya::sys::Stats::RunTime).ok())
@@ -58,6 +62,7 @@ pub(super) fn load(options: &KernelOptions) -> Result<Kernel, LoadError> {
         free,
         threads,
         counters,
+        pace,
         groups: std::collections::HashMap::new(),
         absent: std::collections::HashMap::new(),
         swept: 0,
@@ -87,6 +92,7 @@ fn object(options: &KernelOptions, resolved: &Resolved) -> Result<Ebpf, LoadErro
         .override_global("SETTINGS", bytes_of_settings(&settings), true)
         .map_max_entries("SLOTS", options.slots_max)
         .map_max_entries("VCPUS", options.slots_max)
+        .map_max_entries("WAITS", options.slots_max)
         .map_max_entries("FREE", options.slots_max)
         .map_max_entries("THREADS", options.slots_max)
         .load(OBJECT)
@@ -178,15 +184,19 @@ fn queue(map: Map) -> Result<Queue<MapData, SlotIndex>, LoadError> {
     Queue::try_from(map).map_err(LoadError::refused("the map FREE"))
 }
 
+/// A [`davy_abi::Cpu`] in words.
+const CPU_WORDS: usize = size_of::<davy_abi::Cpu>() / 8;
+
 /// The bytes of the maps that [`Kernel`] holds no handle of its own for: the per-CPU arrays, and the globals (set by
 /// the agent and frozen, or the digests' key: no program writes there).
 pub(super) fn remaining_bytes(name: &str, map: &Map) -> Result<Vec<u8>, KernelError> {
     let mut bytes = Vec::new();
     match map {
         Map::PerCpuArray(_) => {
-            if let Ok(array) = PerCpuArray::<_, u32>::try_from(map) {
+            if let Ok(array) = PerCpuArray::<_, [u64; CPU_WORDS]>::try_from(map) {
                 for values in per_cpu(name, &array)? {
-                    bytes.extend(values.iter().flat_map(|value| value.to_ne_bytes()));
+                    let words = values.iter().flatten();
+                    bytes.extend(words.flat_map(|word| word.to_ne_bytes()));
                 }
             } else {
                 let array = PerCpuArray::<_, u64>::try_from(map).map_err(KernelError::map(name))?;

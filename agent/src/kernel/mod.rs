@@ -12,6 +12,7 @@ mod btf;
 mod error;
 mod kvm;
 mod loader;
+mod mapping;
 mod offsets;
 mod overhead;
 pub mod perf;
@@ -31,7 +32,9 @@ use aya::{
     Ebpf,
     maps::{self, MapData, PerCpuArray, Queue},
 };
-use davy_abi::{COUNTERS, FLAG_ENDED, FLAG_VCPU, Slot, SlotIndex, TENANT_GONE, TenantIndex, Vcpu};
+use davy_abi::{
+    COUNTERS, FLAG_ENDED, FLAG_VCPU, Slot, SlotIndex, TENANT_GONE, TenantIndex, Vcpu, Waits,
+};
 use davy_evidence::SensorState;
 
 pub use self::{
@@ -44,7 +47,7 @@ use self::{kvm::Kvm, slots::SlotTable, threads::Books};
 /// How the kernel half is set up.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KernelOptions {
-    /// Threads that can be watched at once, 2..=1,048,576. Each takes 504 bytes of kernel memory, and a hash entry.
+    /// Threads that can be watched at once, 2..=1,048,576. Each takes 704 bytes of kernel memory, and a hash entry.
     pub slots_max: u32,
     /// Least time between two looks at one thread's registers.
     pub sample_interval: Duration,
@@ -132,6 +135,7 @@ pub struct Kernel {
     free: Queue<MapData, SlotIndex>,
     threads: maps::HashMap<MapData, u32, SlotIndex>,
     counters: PerCpuArray<MapData, u64>,
+    pace: maps::Array<MapData, u64>,
     groups: HashMap<PathBuf, TenantIndex>,
     /// Slots whose thread was not found at the last sweep, with the thread's id.
     absent: HashMap<SlotIndex, u32>,
@@ -157,6 +161,12 @@ impl Kernel {
     pub fn readings(&self, out: &mut Vec<Reading>) {
         out.clear();
         out.extend(self.slots.in_use());
+    }
+
+    /// Who ran while the thread of a slot waited for a CPU; `None` past the table's end.
+    #[must_use]
+    pub fn waits(&self, index: SlotIndex) -> Option<Waits> {
+        self.slots.waits(index)
     }
 
     /// CLOCK_MONOTONIC, the clock of `running_since_ns`.
@@ -464,6 +474,18 @@ impl Kernel {
         ];
         sensors.extend(self.kvm.sensors());
         sensors
+    }
+
+    /// From now on at least so much time lies between two looks at one thread's registers; less than was configured
+    /// changes nothing, [`Duration::MAX`] means no looks.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn pace(&mut self, least: Duration) -> Result<(), KernelError> {
+        let least_ns = u64::try_from(least.as_nanos()).unwrap_or(davy_abi::NEVER_NS);
+        self.pace
+            .set(0, least_ns, 0)
+            .map_err(KernelError::map("PACE"))
     }
 
     /// Why vCPU threads are not found by themselves here, if they are not.

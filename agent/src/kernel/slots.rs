@@ -1,60 +1,47 @@
-//! The slot table, mapped into the agent: windows are read from it without a system call.
+//! The slot table, mapped into the agent ([`Mapping`]): windows are read from it without a system call.
 //!
-//! One element per slot, `size_of::<Slot>()` bytes each (`BPF_F_MMAPABLE` arrays round elements up to 8 bytes,
-//! `array_map_alloc`, kernel/bpf/arraymap.c). The kernel half writes while the agent reads, so every field is
-//! loaded volatile, and a copy that a switch cut in two is read again.
-
-use std::{os::fd::AsFd, ptr::NonNull};
+//! The kernel half writes while the agent reads: a copy that a switch cut in two is read again.
+//! Beside it the waits of each slot's thread.
 
 use aya::maps::MapData;
-use davy_abi::{FLAG_ENDED, FLAG_LIVE, Slot, SlotIndex, TenantIndex};
-use rustix::mm::{MapFlags, ProtFlags};
+use davy_abi::{FLAG_ENDED, FLAG_LIVE, Slot, SlotIndex, TenantIndex, Waits};
 
-use super::{LoadError, Reading};
+use super::{LoadError, Reading, mapping::Mapping};
 
-/// A mapping of the array map `SLOTS`.
+/// Mappings of the array maps `SLOTS` and `WAITS`.
 pub(super) struct SlotTable {
-    base: NonNull<Slot>,
-    len: u32,
-    /// Keeps the map alive.
-    _map: MapData,
+    slots: Mapping<Slot>,
+    waits: Mapping<Waits>,
 }
 
-// SAFETY: the mapping belongs to the process, not to a thread, and every access is a volatile load or store
-// of memory that another party writes anyway.
-unsafe impl Send for SlotTable {}
-// SAFETY: as above.
-unsafe impl Sync for SlotTable {}
-
 impl SlotTable {
-    pub(super) fn map(map: MapData, len: u32) -> Result<Self, LoadError> {
-        let bytes = len as usize * size_of::<Slot>();
-        // SAFETY: a new shared mapping of the map's memory at an address the kernel chooses.
-        let base = unsafe {
-            rustix::mm::mmap(
-                std::ptr::null_mut(),
-                bytes,
-                ProtFlags::READ | ProtFlags::WRITE,
-                MapFlags::SHARED,
-                map.fd().as_fd(),
-                0,
-            )
-        }
-        .map_err(LoadError::refused("mapping the slot table"))?;
-        let base = NonNull::new(base.cast::<Slot>()).ok_or_else(|| LoadError::Refused {
-            what: "mapping the slot table".to_owned(),
-            reason: "it was mapped at address zero".to_owned(),
-        })?;
+    pub(super) fn map(slots: MapData, waits: MapData, len: u32) -> Result<Self, LoadError> {
         Ok(Self {
-            base,
-            len,
-            _map: map,
+            slots: Mapping::map(slots, len, "the slot table")?,
+            waits: Mapping::map(waits, len, "the table of waits")?,
         })
     }
 
     fn pointer(&self, index: SlotIndex) -> Option<*mut Slot> {
-        // SAFETY: within the mapping, since index < len.
-        (index < self.len).then(|| unsafe { self.base.as_ptr().add(index as usize) })
+        self.slots.pointer(index)
+    }
+
+    /// Who ran while a slot's thread waited.
+    pub(super) fn waits(&self, index: SlotIndex) -> Option<Waits> {
+        const TRIES_MAX: u32 = 8;
+        let pointer = self.waits.pointer(index)?;
+        let mut copy = Waits::default();
+        for _ in 0..TRIES_MAX {
+            // SAFETY: points into the mapping; Waits is plain integers, so any bytes are a value.
+            let named_ns = unsafe {
+                copy = pointer.read_volatile();
+                (&raw const (*pointer).named_ns).read_volatile()
+            };
+            if named_ns == copy.named_ns {
+                break;
+            }
+        }
+        Some(copy)
     }
 
     /// A copy of a slot, in use or not.
@@ -83,7 +70,7 @@ impl SlotTable {
 
     /// All slots in use. Flags are looked at first, so a free slot costs one load.
     pub(super) fn in_use(&self) -> impl Iterator<Item = Reading> + '_ {
-        (1..self.len).filter_map(|index| {
+        (1..self.slots.len()).filter_map(|index| {
             let pointer = self.pointer(index)?;
             // SAFETY: points into the mapping.
             let flags = unsafe { (&raw const (*pointer).flags).read_volatile() };
@@ -103,11 +90,14 @@ impl SlotTable {
         }
     }
 
-    /// Writes a whole slot that the kernel half does not know yet, or has let go of.
+    /// Writes a whole slot that the kernel half does not know yet, or has let go of; its thread has not waited yet.
     pub(super) fn fill(&self, index: SlotIndex, slot: &Slot) {
-        if let Some(pointer) = self.pointer(index) {
-            // SAFETY: points into the mapping, and nobody else uses this slot now.
-            unsafe { pointer.write_volatile(*slot) };
+        if let (Some(pointer), Some(waits)) = (self.pointer(index), self.waits.pointer(index)) {
+            // SAFETY: both point into the mappings, and nobody else uses this slot now.
+            unsafe {
+                waits.write_volatile(Waits::default());
+                pointer.write_volatile(*slot);
+            }
         }
     }
 
@@ -123,21 +113,10 @@ impl SlotTable {
         }
     }
 
-    /// The whole table's bytes.
+    /// The bytes of both tables.
     pub(super) fn bytes(&self) -> Vec<u8> {
-        let bytes = self.len as usize * size_of::<Slot>();
-        let base = self.base.as_ptr().cast::<u8>();
-        // SAFETY: each byte lies within the mapping.
-        (0..bytes)
-            .map(|at| unsafe { base.add(at).read_volatile() })
-            .collect()
-    }
-}
-
-impl Drop for SlotTable {
-    fn drop(&mut self) {
-        let bytes = self.len as usize * size_of::<Slot>();
-        // SAFETY: exactly the mapping made in `map`; no copy of the pointer outlives self.
-        let _ = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), bytes) };
+        let mut bytes = self.slots.bytes();
+        bytes.extend(self.waits.bytes());
+        bytes
     }
 }

@@ -8,6 +8,7 @@ pub mod kvm_exits;
 pub mod msr_writes;
 pub mod pmu;
 pub mod register_randomness;
+pub mod waits;
 
 use davy_evidence::SensorState;
 

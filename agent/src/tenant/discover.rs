@@ -37,6 +37,8 @@ pub trait Processes {
     fn facts(&self, tgid: u32) -> Option<ProcessFacts>;
     /// Kernel threads that work for a VMM process (vhost before Linux 6.4).
     fn kernel_workers(&self, tgid: u32) -> Vec<u32>;
+    /// A process's short name, as the kernel has it; empty if it is gone.
+    fn command(&self, tgid: u32) -> String;
     /// Whether a control group's directory exists.
     fn cgroup_exists(&self, dir: &Path) -> bool;
     /// Whether the kernel can run VMs now.
@@ -568,6 +570,12 @@ impl Processes for ProcFs {
                         .is_some_and(|flags| flags & PF_KTHREAD != 0)
             })
             .collect()
+    }
+
+    fn command(&self, tgid: u32) -> String {
+        std::fs::read_to_string(format!("/proc/{tgid}/comm"))
+            .map(|name| name.trim_end().to_owned())
+            .unwrap_or_default()
     }
 
     fn cgroup_exists(&self, dir: &Path) -> bool {

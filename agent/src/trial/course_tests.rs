@@ -102,6 +102,7 @@ pub(crate) fn document(course: Course) -> Document {
             general_concluded: rr.general_concluded,
             general_test_samples: rr.general_test_samples,
         },
+        waits: None,
         kvm_exits: None,
         msr_writes: None,
         pmu: (judged.evidence.pmu).map(|pmu| pmu::document(&pmu, String::new(), trace)),

@@ -63,6 +63,9 @@ pub struct Document {
     /// The sensor `pmu`; absent from a trial by an agent without it.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub pmu: Option<Pmu>,
+    /// Behind whom its threads waited for a CPU; null in documents of agents that did not measure it.
+    #[serde(default)]
+    pub waits: Option<Waits>,
     /// What Davy would conclude at the trial's end.
     pub verdict: Level,
     /// What is computed, where that can be told.
@@ -115,6 +118,32 @@ pub enum Ended {
     LevelReached,
     /// It was told to stop.
     Interrupted,
+}
+
+/// Behind whom threads waited for a CPU; the parts add up to all of the wait.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Waits {
+    /// Who ran meanwhile, the most first; at most 5.
+    pub behind: Vec<WaitedBehind>,
+    /// Behind all other processes, ns.
+    pub others_ns: u64,
+    /// Beside an idle CPU: it was waking up, or a quota was used up, ns.
+    pub idle_ns: u64,
+    /// Not known: too brief, on another CPU before a move, or too many ran meanwhile, ns.
+    pub unknown_ns: u64,
+}
+
+/// A process that ran meanwhile.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WaitedBehind {
+    /// Its id.
+    pub pid: u32,
+    /// As the kernel names it; empty if it had ended before it could be named.
+    pub command: String,
+    /// Whether it is one of the trial's own.
+    pub own: bool,
+    /// How long, ns.
+    pub ns: u64,
 }
 
 /// What `fp_rounding` found.

@@ -11,6 +11,7 @@ pub mod document;
 pub mod guests;
 pub mod pmu;
 pub mod text;
+mod waits;
 
 use std::{
     ffi::OsString,
@@ -21,7 +22,7 @@ use std::{
 
 use anyhow::Context as _;
 use davy_abi::{Counter, TenantIndex};
-use davy_evidence::{Level, TenantEvidence, add_known};
+use davy_evidence::{Level, SensorState, TenantEvidence, add_known};
 use davy_proto::v1;
 
 use self::{
@@ -113,6 +114,8 @@ pub struct Progress {
     pub level: Level,
     /// Whether the tests have enough samples.
     pub enough_samples: bool,
+    /// Whether it computes and yet its registers were never looked at.
+    pub never_ran: bool,
 }
 
 /// Does a trial; a message on `stop` ends it early. `progress` is told after every window.
@@ -154,6 +157,7 @@ struct Trial {
     began_ns: u64,
     lasted_ns: u64,
     course: Course,
+    waits: waits::Sums,
     /// Why a sensor is unsupported, by its name.
     reasons: Vec<(String, String)>,
     /// Polled in halts so far; `None`: not known.
@@ -197,6 +201,7 @@ impl Trial {
             began_ns,
             lasted_ns: 0,
             course: Course::default(),
+            waits: waits::Sums::default(),
             reasons: Vec::new(),
             halt_poll_ns: None,
         })
@@ -295,6 +300,8 @@ impl Trial {
             .collect();
         let cpu = tenant.cpu.unwrap_or_default();
         self.halt_poll_ns = add_known(self.halt_poll_ns, cpu.halt_poll_ns);
+        self.waits
+            .add(tenant.waits.unwrap_or_default(), &tenant.key);
         let books = books(&cpu);
         self.course.close(span_ns, &books, &evidence);
         Ok(())
@@ -310,6 +317,8 @@ impl Trial {
             threads_unwatched: self.unwatched(),
             level: judged.verdict.level,
             enough_samples: judged.enough_samples,
+            never_ran: judged.evidence.fp_rounding.state == SensorState::NeverRan
+                && self.course.cpu_seconds() >= text::BUSY_SHARE * seconds(self.lasted_ns),
         }
     }
 
@@ -363,6 +372,7 @@ impl Trial {
                 .map(|msrs| MsrWrites::new(&msrs, reason_of("msr_writes"))),
             pmu: (judged.evidence.pmu)
                 .map(|counted| pmu::document(&counted, reason_of(PMU), Vec::new())),
+            waits: Some(self.waits.document()),
             verdict: judged.verdict.level,
             families: judged.verdict.families,
             reasons: judged.verdict.reasons,

@@ -9,11 +9,14 @@ use davy_evidence::{Level, SensorState};
 
 use super::{
     Progress,
-    document::{Document, Ended, TargetName},
+    course::seconds,
+    document::{Document, Ended, TargetName, Waits},
 };
 
 /// Longest target in a line of text, characters.
 const TARGET_CHARS_MAX: usize = 100;
+/// Who used less of a CPU than this did nothing.
+pub(super) const BUSY_SHARE: f64 = 0.1;
 /// Where progress is no terminal: a line this often, s.
 const LINE_EVERY_S: f64 = 5.0;
 
@@ -85,6 +88,10 @@ fn too_little(document: &Document) -> String {
             };
             return format!("{name} is unsupported here ({reason})");
         }
+        // One that did nothing had nothing to be looked at for.
+        if state == SensorState::NeverRan && document.cpu_seconds >= BUSY_SHARE * seconds {
+            return format!("{name} never ran ({reason})");
+        }
     }
     let what = match &document.target {
         TargetName::Command(_) => "the command",
@@ -105,11 +112,13 @@ fn too_little(document: &Document) -> String {
         Ended::Time | Ended::LevelReached if document.threads == 0 => {
             format!("{what} had no threads")
         }
-        Ended::Time | Ended::LevelReached if document.cpu_seconds < 0.1 * seconds => format!(
-            "{what} used only {:.2} s of CPU in {seconds:.1} s (a command's input is /dev/null: one that waits for \
+        Ended::Time | Ended::LevelReached if document.cpu_seconds < BUSY_SHARE * seconds => {
+            format!(
+                "{what} used only {:.2} s of CPU in {seconds:.1} s (a command's input is /dev/null: one that waits for \
              a person or a terminal does nothing)",
-            document.cpu_seconds
-        ),
+                document.cpu_seconds
+            )
+        }
         Ended::Time | Ended::LevelReached => {
             "no thread was sampled often enough; give it more time with --seconds".to_owned()
         }
@@ -149,7 +158,49 @@ pub fn result(document: &Document) -> String {
         document.samples,
         ended(document)
     );
+    if let Some(waits) = document.waits.as_ref().and_then(waited) {
+        let _ = writeln!(text, "{waits}");
+    }
     text
+}
+
+/// Behind whom it waited, if it waited for 0.1 s or more at all.
+fn waited(waits: &Waits) -> Option<String> {
+    const LEAST_NS: u64 = 100_000_000;
+    let mut parts: Vec<_> = waits
+        .behind
+        .iter()
+        .map(|of| {
+            let own = if of.own { ", its own" } else { "" };
+            let name = if of.command.is_empty() {
+                "ended"
+            } else {
+                &of.command
+            };
+            (format!("{name} (pid {}{own})", of.pid), of.ns)
+        })
+        .collect();
+    parts.extend([
+        ("others".to_owned(), waits.others_ns),
+        ("an idle CPU".to_owned(), waits.idle_ns),
+        ("unknown".to_owned(), waits.unknown_ns),
+    ]);
+    let all_ns = parts
+        .iter()
+        .fold(0, |sum: u64, (_, ns)| sum.saturating_add(*ns));
+    if all_ns < LEAST_NS {
+        return None;
+    }
+    let parts: Vec<_> = parts
+        .into_iter()
+        .filter(|&(_, ns)| ns >= all_ns / 100)
+        .map(|(who, ns)| format!("{who} {:.1} s", seconds(ns)))
+        .collect();
+    Some(format!(
+        "it waited {:.1} s for a CPU, behind: {}",
+        seconds(all_ns),
+        parts.join(", ")
+    ))
 }
 
 fn ended(document: &Document) -> String {
@@ -228,9 +279,12 @@ fn line(progress: &Progress) -> String {
         threads_unwatched,
         level,
         enough_samples,
+        never_ran,
     } = progress;
     let enough = if *enough_samples {
         ""
+    } else if *never_ran {
+        ", and the sensors on registers never ran so far"
     } else {
         ", not enough samples yet"
     };

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::trial::course::tests::{document_of, honest, randomx};
+use crate::trial::document::WaitedBehind;
 
 #[test]
 fn a_quiet_that_says_little_says_so() {
@@ -48,6 +49,46 @@ fn unwatched_threads_and_an_unsupported_sensor_are_named() {
 }
 
 #[test]
+fn a_sensor_that_never_ran_beside_a_busy_program_is_named() {
+    let mut document = document_of(&[]);
+    (document.seconds, document.cpu_seconds, document.threads) = (60.0, 59.0, 1);
+    document.ended = Ended::Time;
+    document.fp_rounding.state = SensorState::NeverRan;
+    document.fp_rounding.reason = "nothing looked".to_owned();
+    let reasons = further_reasons(&document, None);
+    assert!(
+        reasons[0].ends_with("fp_rounding never ran (nothing looked)"),
+        "{reasons:?}"
+    );
+}
+
+#[test]
+fn whom_it_waited_behind_is_said_if_it_waited() {
+    let mut document = document_of(&[honest()]);
+    let behind = |pid, command: &str, own, ns| WaitedBehind {
+        pid,
+        command: command.to_owned(),
+        own,
+        ns,
+    };
+    let mut waits = Waits {
+        behind: vec![
+            behind(7, "rustc", false, 2_000_000_000),
+            behind(8, "", true, 1_000_000_000),
+        ],
+        idle_ns: 1_000,
+        ..Waits::default()
+    };
+    document.waits = Some(waits.clone());
+    let said =
+        "it waited 3.0 s for a CPU, behind: rustc (pid 7) 2.0 s, ended (pid 8, its own) 1.0 s\n";
+    assert!(result(&document).ends_with(said), "{}", result(&document));
+    waits.behind.clear();
+    document.waits = Some(waits);
+    assert!(!result(&document).contains("waited"));
+}
+
+#[test]
 fn a_miner_is_named_with_its_family() {
     let text = result(&document_of(&vec![randomx(); 5]));
     assert!(
@@ -74,7 +115,13 @@ fn progress_says_how_far_and_what_so_far() {
         threads_unwatched: 4,
         level: Level::Quiet,
         enough_samples: false,
+        never_ran: false,
     };
     let said = "12 of 60 s, 11.9 s of CPU, 900 samples, 4 threads not watched: quiet, not enough samples yet";
     assert!(line(&progress).ends_with(said));
+    let never = Progress {
+        never_ran: true,
+        ..progress
+    };
+    assert!(line(&never).ends_with(": quiet, and the sensors on registers never ran so far"));
 }

@@ -281,6 +281,7 @@ fn tenant(window: v1::TenantWindow, span_ns: u64) -> Result<ValidTenant, Malform
         cpu: figures,
         evidence,
         verdict,
+        waits: waited,
     } = &window;
     if key.is_empty() {
         return refuse(Reason::BadTenant, "a tenant has no key");
@@ -311,6 +312,11 @@ fn tenant(window: v1::TenantWindow, span_ns: u64) -> Result<ValidTenant, Malform
     // Absent CPU figures are unknown, and stay unknown; absent evidence is a defect: its states say what is unknown.
     if let Some(figures) = figures {
         cpu(figures, span_ns).map_err(|detail| {
+            Malformed::new(Reason::BadCpu, format!("tenant {key:?}: {detail}"))
+        })?;
+    }
+    if let Some(waited) = waited {
+        waits(waited).map_err(|detail| {
             Malformed::new(Reason::BadCpu, format!("tenant {key:?}: {detail}"))
         })?;
     }
@@ -373,6 +379,49 @@ fn cpu(figures: &v1::Cpu, span_ns: u64) -> Result<(), String> {
         (involuntary_switches, "involuntary_switches"),
     ] {
         count_in_range(count, what)?;
+    }
+    Ok(())
+}
+
+/// Most processes a tenant's waits may name.
+const BEHIND_MAX: usize = 16;
+
+fn waits(waits: &v1::Waits) -> Result<(), String> {
+    let v1::Waits {
+        behind,
+        others_ns,
+        idle_ns,
+        unknown_ns,
+    } = waits;
+    if behind.len() > BEHIND_MAX {
+        return Err(format!(
+            "waits behind {} processes, more than {BEHIND_MAX}",
+            behind.len()
+        ));
+    }
+    let mut sum_ns = u128::from(*others_ns) + u128::from(*idle_ns) + u128::from(*unknown_ns);
+    for of in behind {
+        let v1::WaitedBehind {
+            tenant_key,
+            command,
+            pid,
+            ns,
+        } = of;
+        if tenant_key.len() > KEY_BYTES_MAX || command.len() > TEXT_BYTES_MAX {
+            return Err(format!("the name of process {pid} is too long"));
+        }
+        if tenant_key
+            .chars()
+            .chain(command.chars())
+            .any(char::is_control)
+        {
+            return Err(format!("the name of process {pid} has control characters"));
+        }
+        sum_ns += u128::from(*ns);
+    }
+    // As with run_queue_wait_ns: a wait may have begun long before the window.
+    if sum_ns > u128::from(i64::MAX.unsigned_abs()) {
+        return Err(format!("waits of {sum_ns} ns cannot be"));
     }
     Ok(())
 }

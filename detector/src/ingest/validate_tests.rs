@@ -236,6 +236,39 @@ fn cpu_figures_that_cannot_be_are_refused() {
 }
 
 #[test]
+fn waits_that_cannot_be_are_refused() {
+    let after = |change: &dyn Fn(&mut v1::Waits)| {
+        let mut waits = v1::Waits {
+            behind: vec![v1::WaitedBehind {
+                command: "kworker/0:1".to_owned(),
+                pid: 7,
+                ns: 5,
+                ..v1::WaitedBehind::default()
+            }],
+            ..v1::Waits::default()
+        };
+        change(&mut waits);
+        tenant_reason_after(|tenant| tenant.waits = Some(waits.clone()))
+    };
+    let bad = Some(Reason::BadCpu);
+    assert_eq!(after(&|_| ()), None);
+    assert_eq!(after(&|waits| waits.unknown_ns = u64::MAX), bad);
+    assert_eq!(after(&|waits| waits.behind[0].ns = u64::MAX), bad);
+    assert_eq!(
+        after(&|waits| waits.behind[0].command = "a\nb".to_owned()),
+        bad
+    );
+    assert_eq!(
+        after(&|waits| waits.behind[0].tenant_key = "k".repeat(KEY_BYTES_MAX + 1)),
+        bad
+    );
+    assert_eq!(
+        after(&|waits| waits.behind = vec![v1::WaitedBehind::default(); 17]),
+        bad
+    );
+}
+
+#[test]
 fn evidence_that_cannot_be_is_refused() {
     let bad = Some(Reason::BadEvidence);
     assert_eq!(tenant_reason_after(|tenant| tenant.evidence = None), bad);

@@ -266,6 +266,7 @@ pub(crate) fn tenant(key: &str, evidence: &TenantEvidence) -> v1::TenantWindow {
         }),
         evidence: Some(evidence.into()),
         verdict: Some(davy_evidence::verdict(evidence).into()),
+        waits: None,
     }
 }
 

@@ -13,7 +13,7 @@ use std::{
     fs,
     io::{BufRead, BufReader},
     path::{Path, PathBuf},
-    process::{Child, ChildStdout, Command, Stdio},
+    process::{Child, ChildStdout, Command, ExitStatus, Stdio},
     time::{Duration, Instant},
 };
 
@@ -76,6 +76,40 @@ pub fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
         assert!(Instant::now() < end, "{what}: not within {DEADLINE:?}");
         std::thread::sleep(Duration::from_millis(50));
     }
+}
+
+/// A load that computes all the time on the last CPU that is online, with a real-time priority (round robin): whatever else
+/// the machine does gets a twentieth of that CPU (`sched_rt_runtime_us`).
+///
+/// # Panics
+/// If it cannot be started, or this process may do neither.
+#[must_use]
+pub fn pinned(program: &str) -> Load {
+    let load = Load::start(program, &["hold", "text", "0"]);
+    let cpu = davy_agent::nudge::online_cpus()
+        .ok()
+        .and_then(|cpus| cpus.last().copied())
+        .and_then(|cpu| usize::try_from(cpu).ok());
+    let Some(cpu) = cpu else {
+        panic!("the kernel does not say which CPUs are online");
+    };
+    let mut set = rustix::thread::CpuSet::new();
+    set.set(cpu);
+    let pid = i32::try_from(load.id())
+        .ok()
+        .and_then(rustix::process::Pid::from_raw);
+    if let Err(error) = rustix::thread::sched_setaffinity(pid, &set) {
+        panic!("the load cannot be put on CPU {cpu}: {error}");
+    }
+    let id = load.id().to_string();
+    let set = Command::new("chrt")
+        .args(["--rr", "--pid", "1", &id])
+        .status();
+    assert!(
+        set.as_ref().is_ok_and(ExitStatus::success),
+        "chrt gave {set:?}"
+    );
+    load
 }
 
 /// A process of `davy-host-load`, ended with the test.

@@ -92,6 +92,7 @@ pub(crate) async fn run(arguments: &Arguments, report: &mut Report) -> Result<()
     ] {
         stays_quiet(plan, since, samples_min, &mut inventory, report).await;
     }
+    crate::hotplug::followed(&mut inventory, report).await;
     cpu_time_agrees(&mut inventory, report, loads_since, &books).await;
     drop(books);
     accounts
@@ -118,7 +119,7 @@ fn start_detector(arguments: &Arguments) -> Result<Service> {
 fn start_agent(arguments: &Arguments) -> Result<Service> {
     let config = format!(
         "host = \"{HOST}\"\ndetector = \"{DETECTOR}\"\nwindow_ms = 1000\n\
-         metrics_listen = \"127.0.0.1:7710\"\n\n[names]\npattern = '^droplet-(?P<id>[0-9]+)$'\n"
+         metrics_listen = \"127.0.0.1:7710\"\n\n[budget]\ncpu_share = 0\n\n[names]\npattern = '^droplet-(?P<id>[0-9]+)$'\n"
     );
     let path = "/tmp/davy-agent.toml";
     fs::write(path, config).context("writing the agent's configuration")?;

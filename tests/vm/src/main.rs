@@ -13,6 +13,7 @@ mod cpu_truth;
 mod exits;
 mod guest;
 mod hasher;
+mod hotplug;
 mod inventory;
 mod report;
 mod service;

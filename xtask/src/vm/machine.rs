@@ -61,12 +61,11 @@ impl Machine {
     }
 
     fn start(&self, cpu: &str) -> Result<Child> {
-        let kernel_line =
-            "console=ttyS0 quiet panic=-1 mitigations=off nokaslr tsc=reliable random.trust_cpu=on";
+        let kernel_line = "console=ttyS0 quiet panic=-1 mitigations=off nokaslr tsc=reliable random.trust_cpu=on maxcpus=1";
         Command::new("qemu-system-x86_64")
             .args(["-nodefaults", "-no-user-config", "-nographic", "-no-reboot"])
             .args(["-M", "q35", "-accel", "tcg,thread=multi", "-cpu", cpu])
-            .args(["-smp", "1", "-m", "3G", "-append", kernel_line])
+            .args(["-smp", "2", "-m", "3G", "-append", kernel_line])
             .arg("-kernel")
             .arg(&self.kernel)
             .arg("-initrd")
