@@ -15,6 +15,7 @@ pub mod error;
 pub mod evidence;
 pub mod governor;
 pub mod kernel;
+mod message;
 pub mod metrics;
 pub mod nudge;
 pub mod observe;

@@ -9,7 +9,7 @@ use std::{
 };
 
 use davy_abi::{FLAG_ENDED, TenantIndex};
-use davy_evidence::{Level, SensorState, TenantEvidence, Verdict, verdict};
+use davy_evidence::{Level, SensorState, TenantEvidence, verdict};
 use davy_proto::v1;
 use tracing::{info, warn};
 
@@ -20,9 +20,10 @@ use crate::{
     evidence::{HostSensors, Tests},
     governor::{FEW_LOOKS_NS, Step},
     kernel::Reading,
+    message::{cut, message, most_telling},
     sensor::{
         Looks,
-        kvm_exits::{GuestWindow, Guests, HostStates},
+        kvm_exits::{Guests, HostStates},
         pmu::{self, Pmu},
         register_state,
         waits::Ledger,
@@ -33,11 +34,9 @@ use crate::{
         discover::{Processes, Registry},
     },
     uplink::Carried,
-    window::{Accountant, ThreadDelta, WindowSums},
+    window::{Accountant, ThreadDelta},
 };
 
-/// A sensor's reason is cut to this on the wire, bytes.
-const REASON_BYTES_MAX: usize = 1_000;
 /// Most tenants in a window on the wire; a detector refuses windows with more.
 const TENANTS_MAX: usize = 4_096;
 /// How long stored tests wait for their tenant to be found, ns.
@@ -571,21 +570,6 @@ fn never_ran(sensor: &str, threads: u64) -> String {
     }
 }
 
-/// At most `max` of the messages, the highest verdicts first, then those with the most CPU time; and how many are left out.
-fn most_telling(
-    mut tenants: Vec<(Level, v1::TenantWindow)>,
-    max: usize,
-) -> (Vec<v1::TenantWindow>, u64) {
-    let left_out = tenants.len().saturating_sub(max);
-    if left_out > 0 {
-        let on_cpu_ns = |tenant: &v1::TenantWindow| tenant.cpu.map_or(0, |cpu| cpu.on_cpu_ns);
-        tenants.sort_by_key(|(level, tenant)| std::cmp::Reverse((*level, on_cpu_ns(tenant))));
-        tenants.truncate(max);
-    }
-    let tenants = tenants.into_iter().map(|(_, tenant)| tenant).collect();
-    (tenants, u64::try_from(left_out).unwrap_or(u64::MAX))
-}
-
 fn state_of(sensors: &[(&'static str, SensorState, String)], name: &str) -> SensorState {
     sensors
         .iter()
@@ -599,52 +583,6 @@ fn level_name(level: Level) -> &'static str {
         Level::Quiet => "quiet",
         Level::Suspect => "suspect",
         Level::Mining => "mining",
-    }
-}
-
-fn cut(mut reason: String) -> String {
-    let mut end = reason.len().min(REASON_BYTES_MAX);
-    while !reason.is_char_boundary(end) {
-        end -= 1;
-    }
-    reason.truncate(end);
-    reason
-}
-
-fn message(
-    tenant: &Tenant,
-    sums: &WindowSums,
-    guest: Option<&GuestWindow>,
-    evidence: &TenantEvidence,
-    verdict: &Verdict,
-) -> v1::TenantWindow {
-    let (kind, vmm) = match &tenant.kind {
-        Kind::Droplet { vmm, .. } => (v1::TenantKind::Droplet, vmm.as_str()),
-        Kind::Cgroup { .. } => (v1::TenantKind::Cgroup, ""),
-        Kind::Process { .. } => (v1::TenantKind::Process, ""),
-    };
-    v1::TenantWindow {
-        key: tenant.key.clone(),
-        kind: kind.into(),
-        name: tenant.name.clone(),
-        droplet_id: tenant.droplet_id.clone(),
-        vmm: vmm.to_owned(),
-        vcpus: tenant.vcpus,
-        cpu: Some(v1::Cpu {
-            threads: sums.threads,
-            on_cpu_ns: sums.cpu.on_cpu_ns,
-            vcpu_on_cpu_ns: sums.vcpu_on_cpu_ns,
-            guest_ns: sums.cpu.guest_ns,
-            run_queue_wait_ns: sums.cpu.run_queue_wait_ns,
-            voluntary_switches: sums.cpu.voluntary_switches,
-            involuntary_switches: sums.cpu.involuntary_switches,
-            halt_poll_ns: guest
-                .and_then(|guest| guest.halt_poll)
-                .map(|poll| poll.total_ns()),
-        }),
-        evidence: Some(v1::Evidence::from(evidence)),
-        verdict: Some(v1::Verdict::from(verdict)),
-        waits: None,
     }
 }
 

@@ -5,6 +5,7 @@ use std::path::Path;
 use davy_abi::FLAG_VCPU;
 
 use super::*;
+use crate::message::REASON_BYTES_MAX;
 use crate::source::script::{Script, ScriptedProcesses};
 
 const SECOND_NS: u64 = 1_000_000_000;

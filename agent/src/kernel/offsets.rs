@@ -111,7 +111,7 @@ fn registers(btf: &Btf, offsets: &mut Offsets) -> Result<(), String> {
         .ok_or_else(|| absent("fpstate.is_confidential beside is_guest"))?;
     offsets.fpstate_is_confidential = 1 << (confidential.bit_offset % 8);
     let head_bytes = (offsets.fpstate_regs + MXCSR_END).checked_sub(offsets.fpstate_flags);
-    if head_bytes.is_none_or(|bytes| bytes > HEAD_BYTES_MAX as u32) {
+    if head_bytes.is_none_or(|bytes| usize::try_from(bytes).is_ok_and(|n| n > HEAD_BYTES_MAX)) {
         return Err(format!(
             "fpstate.is_guest lies {} bytes from fpstate.regs in this kernel, further than Davy reads; report it",
             i64::from(offsets.fpstate_regs) - i64::from(offsets.fpstate_flags)

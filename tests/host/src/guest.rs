@@ -52,7 +52,7 @@ const fn mixing() -> [u8; 102] {
         while byte < 4 {
             program[at + 3 + byte] = BY[byte];
             // Another sequence in each register.
-            program[at + 10 + byte] = PLUS[byte].wrapping_add((2 * number) as u8);
+            program[at + 10 + byte] = PLUS[byte].wrapping_add(2 * REGISTERS[number]);
             byte += 1;
         }
         number += 1;
