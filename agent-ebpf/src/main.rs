@@ -14,7 +14,7 @@
 //! enters, none for the one that leaves (it is the one that entered), for the idle task a note of when it came.
 //! Nothing is logged from here, not in debug builds either: a message per switch would cost more than all the rest, and what
 //! goes wrong is counted (`COUNTERS`).
-//! Needs a kernel of 5.18 or newer with BTF. Register contents never leave `registers.rs`.
+//! Needs a kernel of 5.18 or newer with BTF. Register contents never leave `registers/`.
 #![no_std]
 #![no_main]
 

@@ -186,7 +186,6 @@ fn counters() -> (&'static str, SensorState, String) {
 pub fn print(json: bool) -> anyhow::Result<ExitCode> {
     let options = KernelOptions {
         slots_max: 64,
-        measure_cost: false,
         ..KernelOptions::default()
     };
     let loaded = match Kernel::load(&options) {

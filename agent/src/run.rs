@@ -21,7 +21,7 @@ use tracing::{info, warn};
 use crate::{
     config::Config,
     governor::{Costs, Governor, Step},
-    kernel::{Kernel, KernelOptions, ProgramCost},
+    kernel::{Kernel, KernelOptions, Meter, ProgramCost},
     metrics::{self, Metrics},
     nudge::{Limit, Nudger},
     observe::{Observer, span},
@@ -135,6 +135,7 @@ fn measure<S: ThreadSource, P: Processes>(
         next
     };
     let mut governor = Governor::new(config.budget.cpus(online_cpus()));
+    let mut meter = Meter::default();
     let groups = config.tenant.iter().any(|tenant| tenant.cgroup.is_some());
     loop {
         observer.carry(uplink.take_carried());
@@ -154,7 +155,7 @@ fn measure<S: ThreadSource, P: Processes>(
             LOOK_INTERVAL_NS
         };
         schedule.look_after(now_ns, interval_ns);
-        let programs = observer.source().overhead();
+        let programs = meter.read(now_ns, &observer.source().overhead());
         if let Some(step) = governor.observe(now_ns, costs(&programs)) {
             shed(observer, nudger, &governor, step);
         }

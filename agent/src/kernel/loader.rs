@@ -52,10 +52,6 @@ pub(super) fn load(options: &KernelOptions) -> Result<Kernel, LoadError> {
     )?;
     let pace =
         Array::try_from(take(&mut ebpf, "PACE")?).map_err(LoadError::refused("the map PACE"))?;
-    let stats = options
-        .measure_cost
-        .then(|| aya::sys::enable_stats(aya::sys::Stats::RunTime).ok())
-        .flatten();
     attach(&mut ebpf)?;
     Ok(Kernel {
         slots,
@@ -70,7 +66,6 @@ pub(super) fn load(options: &KernelOptions) -> Result<Kernel, LoadError> {
         vcpus_unsupported: resolved.vcpus_unsupported,
         kvm,
         ebpf,
-        _stats: stats,
     })
 }
 

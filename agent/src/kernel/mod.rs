@@ -23,7 +23,6 @@ mod vcpus;
 
 use std::{
     collections::HashMap,
-    os::fd::OwnedFd,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -39,7 +38,7 @@ use davy_evidence::SensorState;
 
 pub use self::{
     error::{KernelError, LoadError},
-    overhead::ProgramCost,
+    overhead::{Meter, ProgramCost},
     requirements::{Requirement, requirements},
 };
 use self::{kvm::Kvm, slots::SlotTable, threads::Books};
@@ -53,8 +52,6 @@ pub struct KernelOptions {
     pub sample_interval: Duration,
     /// Whether vCPU threads are to be found by themselves.
     pub find_vcpus: bool,
-    /// Whether the kernel keeps time of the programs (`BPF_ENABLE_STATS`): two clock reads per event.
-    pub measure_cost: bool,
     /// From where the exits of vCPUs are to be counted.
     pub exits: ExitsFrom,
 }
@@ -75,7 +72,6 @@ impl Default for KernelOptions {
             slots_max: 16_384,
             sample_interval: Duration::from_millis(5),
             find_vcpus: true,
-            measure_cost: true,
             exits: ExitsFrom::Best,
         }
     }
@@ -145,7 +141,6 @@ pub struct Kernel {
     vcpus_unsupported: Option<String>,
     kvm: Kvm,
     ebpf: Ebpf,
-    _stats: Option<OwnedFd>,
 }
 
 impl Kernel {
@@ -494,7 +489,8 @@ impl Kernel {
         self.vcpus_unsupported.as_deref()
     }
 
-    /// What each program has cost since it was loaded; zeros never stand for "not measured".
+    /// What the kernel has counted of each program since it was loaded, while it kept account ([`Meter`]); zeros never stand for
+    /// "not measured".
     #[must_use]
     pub fn overhead(&self) -> Vec<ProgramCost> {
         overhead::costs(&self.ebpf)

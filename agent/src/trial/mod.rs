@@ -130,7 +130,6 @@ pub fn run(
     let kernel = Kernel::load(&KernelOptions {
         slots_max: options.slots_max,
         find_vcpus: false,
-        measure_cost: false,
         ..KernelOptions::default()
     })?;
     let mut trial = Trial::begin(kernel, options)?;

@@ -105,7 +105,7 @@ impl Report {
             let variant = match row.variant {
                 Variant::Without => "nothing",
                 Variant::Attached => "kernel half, benchmark unwatched",
-                Variant::AttachedUntimed => "the same, runs not timed",
+                Variant::AttachedTimed => "the same, runs timed (2 s of 20)",
                 Variant::Watched => "kernel half, benchmark watched",
             };
             table.add_row(cells([

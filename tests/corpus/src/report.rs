@@ -145,7 +145,9 @@ fn meant(detector: Detector, scored: &Scored) -> bool {
     let percent = scored.entry.randomx_percent;
     match detector {
         Detector::FpRounding | Detector::RandomDirected => percent.is_some(),
-        Detector::RandomAny | Detector::Suspect => scored.entry.label == Label::Mining,
+        Detector::RandomAny | Detector::RandomGeneral | Detector::Suspect => {
+            scored.entry.label == Label::Mining
+        }
         Detector::Mining => {
             percent.is_some_and(|percent| f64::from(percent) >= MINING_DUTY * 100.0)
         }
@@ -218,6 +220,7 @@ fn times(scored: &[Scored]) -> String {
         Detector::FpRounding,
         Detector::RandomAny,
         Detector::RandomDirected,
+        Detector::RandomGeneral,
         Detector::Suspect,
         Detector::Mining,
     ] {
@@ -228,7 +231,11 @@ fn times(scored: &[Scored]) -> String {
     row("RandomX, below that", Detector::Suspect, &|s| {
         percent(s).is_some_and(|p| p < 25)
     });
-    for detector in [Detector::RandomAny, Detector::Suspect] {
+    for detector in [
+        Detector::RandomAny,
+        Detector::RandomGeneral,
+        Detector::Suspect,
+    ] {
         row("other hashing", detector, &|s| {
             s.entry.label == Label::Mining && percent(s).is_none()
         });
@@ -292,7 +299,7 @@ fn false_rates(scored: &[Scored]) -> String {
          It is stated so that nobody takes the next figure for a measurement.\n\
          - **By the tests' own arithmetic**: at most {:.2} false conclusions of each test per million VM-days, **if** a VM has {VM_THREADS:.0} threads that each \
          give {SAMPLES_PER_S_MAX:.0} samples a second around the clock, each thread is at the very edge of the null hypothesis (2 % of samples in its rarest rounding mode; 25 % \
-         of samples random), and samples are **independent**. The first two overstate; independence does not hold for a program that works in phases longer than \
+         of samples random, 40 % of those of general registers), and samples are **independent**. The first two overstate; independence does not hold for a program that works in phases longer than \
          the time between samples, and such a program may well exceed the bound. `mining` needs two tests to conclude wrongly at once, and is rarer than either.\n",
         of(Label::Honest),
         of(Label::LookAlike),
@@ -343,16 +350,18 @@ fn figures(scored: &Scored) -> Vec<String> {
         scored.outcome.highest.to_string(),
         as_one(scored),
         percent(scored.outcome.random_share),
+        percent(scored.outcome.general_share),
         modes(scored),
     ]
 }
 
-const FIGURES: [&str; 6] = [
+const FIGURES: [&str; 7] = [
     "recording",
     "verdict",
     "highest",
     "as one vCPU",
-    "random samples",
+    "random vectors",
+    "random general",
     "modes 0/1/2/3, %",
 ];
 

@@ -19,6 +19,8 @@ pub enum Detector {
     RandomAny,
     /// Random registers outside rounding mode 0.
     RandomDirected,
+    /// Random general registers.
+    RandomGeneral,
     /// At least `suspect`.
     Suspect,
     /// `mining`.
@@ -27,10 +29,11 @@ pub enum Detector {
 
 impl Detector {
     /// All of them.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::FpRounding,
         Self::RandomAny,
         Self::RandomDirected,
+        Self::RandomGeneral,
         Self::Suspect,
         Self::Mining,
     ];
@@ -42,6 +45,7 @@ impl Detector {
             Self::FpRounding => "`fp_rounding`",
             Self::RandomAny => "`register_randomness`, all samples",
             Self::RandomDirected => "`register_randomness`, outside mode 0",
+            Self::RandomGeneral => "`register_randomness`, general registers",
             Self::Suspect => "combined: `suspect` or more",
             Self::Mining => "combined: `mining`",
         }
@@ -53,6 +57,7 @@ impl Detector {
             Self::FpRounding => judged.evidence.fp_rounding.concluded,
             Self::RandomAny => rr.any_concluded,
             Self::RandomDirected => rr.directed_concluded,
+            Self::RandomGeneral => rr.general_concluded,
             Self::Suspect => judged.verdict.level >= Level::Suspect,
             Self::Mining => judged.verdict.level == Level::Mining,
         }
@@ -76,6 +81,8 @@ pub struct Outcome {
     pub first_s: BTreeMap<Detector, f64>,
     /// Share of random samples; NaN of none.
     pub random_share: f64,
+    /// Share of random samples of general registers; NaN of none.
+    pub general_share: f64,
     /// Shares of the rounding modes; NaN of none.
     pub mode_shares: [f64; 4],
     /// How long it was watched, s.
@@ -134,6 +141,7 @@ fn judge_as_is(document: &Document) -> Outcome {
     let samples: u64 = modes.iter().sum();
     Outcome {
         random_share: rr.random as f64 / rr.samples as f64,
+        general_share: rr.general_random as f64 / rr.general_samples as f64,
         mode_shares: modes.map(|n| n as f64 / samples as f64),
         at_end: judged.verdict,
         highest,

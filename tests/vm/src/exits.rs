@@ -345,7 +345,6 @@ async fn traced(guest: &Guest) -> Result<String> {
     let account = Account::of(guest)?;
     let mut kernel = Kernel::load(&KernelOptions {
         slots_max: 256,
-        measure_cost: false,
         exits: ExitsFrom::Tracepoint,
         ..KernelOptions::default()
     })?;
