@@ -95,14 +95,14 @@ pub struct Slot {
     pub general_samples: u64,
     /// Of those, with at least 6 of 15 general registers random and changed.
     pub general_random: u64,
-    /// Keyed digests of 16 bits, four in a word, one per general register; the last 16 bits stay 0.
+    /// Keyed digests of 16 bits, four in a word, one per general register and one of an empty place, which never changes.
     pub general_digests: [u64; 4],
     /// 1 once these hold a first look.
     pub general_looked: u64,
 }
 
 /// One look at registers of so many is at the general registers, the others at the vector registers.
-pub const GENERAL_EVERY: u64 = 8;
+pub const GENERAL_EVERY: u64 = 4;
 
 /// From `fpstate`'s flags to the end of MXCSR at most, bytes: what the kernel half has room for.
 pub const HEAD_BYTES_MAX: usize = 64;

@@ -145,7 +145,11 @@ pub fn renamed(task: Task, old_tid: u32) {
     unsafe {
         (*slot).tid = tid;
         (*slot).flags |= FLAG_RENAMED;
-        (*slot).running_since_ns = bpf_ktime_get_ns();
+        // By the run queue's clock it came at its arrival; that clock is told from the slot's at its next leaving.
+        (*slot).running_since_ns = match (*cpu).ahead_ns {
+            0 => bpf_ktime_get_ns(),
+            ahead_ns => task.last_arrival_ns().wrapping_sub(ahead_ns),
+        };
         (*cpu).current = index;
         (*cpu).entered_run_delay_ns = task.run_delay_ns();
     }

@@ -5,7 +5,9 @@
 //! itself computes (an encrypted migration, say) is not the guest's doing.
 //!
 //! CPU time counts for the duty from the conclusion on, and only while it goes on: what a thread used since its
-//! last sample outside rounding mode 0 counts once the next one comes within the same window. RandomX has two of three there.
+//! last sample outside rounding mode 0 counts once the next one comes within the same window. RandomX has two of three there, so where fewer
+//! looks than that find one, other programs had the rest of the thread's time (a vCPU is many programs' thread) and it counts in
+//! proportion: a node that verifies now and then does not become a miner by what runs beside it.
 //!
 //! An ended thread, or one that left, counts until its CPU time has left the duty's span; then it is forgotten.
 //!
@@ -15,7 +17,7 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
-use davy_abi::TenantIndex;
+use davy_abi::{GENERAL_EVERY, TenantIndex};
 use davy_evidence::{
     FpRounding, RegisterRandomness, SensorState, TenantEvidence, fp_rounding,
     register_randomness::{self, Samples, Standing},
@@ -54,11 +56,22 @@ struct Thread {
     on_cpu_ns: u64,
     /// On-CPU time in the window since then, which counts with the next sample outside mode 0.
     pending_on_cpu_ns: u64,
-    /// What counted in the windows closed within the duty's span, oldest first, aligned at the newest.
-    closed_on_cpu_ns: VecDeque<u64>,
+    /// Looks in the window, and samples outside mode 0 among them.
+    looks: u64,
+    directed: u64,
+    /// The same of the windows closed within the duty's span, oldest first, aligned at the newest.
+    closed: VecDeque<Closed>,
     is_confidential: bool,
     counts: bool,
     ended: bool,
+}
+
+/// What a thread did in a closed window.
+#[derive(Clone, Copy, Debug, Default)]
+struct Closed {
+    on_cpu_ns: u64,
+    looks: u64,
+    directed: u64,
 }
 
 #[derive(Debug, Default)]
@@ -234,11 +247,29 @@ impl Thread {
             self.pending_on_cpu_ns = 0;
             return;
         }
+        self.looks = self.looks.saturating_add(delta.looks);
+        self.directed = self.directed.saturating_add(directed(&delta.modes));
         self.pending_on_cpu_ns = self.pending_on_cpu_ns.saturating_add(delta.cpu.on_cpu_ns);
         if any_directed(&delta.modes) {
             let counts_ns = std::mem::take(&mut self.pending_on_cpu_ns);
             self.on_cpu_ns = self.on_cpu_ns.saturating_add(counts_ns);
         }
+    }
+
+    /// CPU time within the duty's span that was RandomX's, ns.
+    fn duty_ns(&self) -> f64 {
+        // Of RandomX's samples two of three lie outside mode 0, and one look in so many is at general registers instead.
+        const DIRECTED_OF_LOOKS: f64 =
+            2.0 / 3.0 * (GENERAL_EVERY - 1) as f64 / GENERAL_EVERY as f64;
+        let mut sum = Closed::default();
+        // A window in which nothing counted says nothing of the others.
+        for window in self.closed.iter().filter(|window| window.on_cpu_ns > 0) {
+            sum.on_cpu_ns = sum.on_cpu_ns.saturating_add(window.on_cpu_ns);
+            sum.looks = sum.looks.saturating_add(window.looks);
+            sum.directed = sum.directed.saturating_add(window.directed);
+        }
+        let share = ratio(sum.directed, sum.looks) / DIRECTED_OF_LOOKS;
+        sum.on_cpu_ns as f64 * share.min(1.0)
     }
 }
 
@@ -258,11 +289,12 @@ impl Tenant {
         self.general = General::default();
         for thread in self.threads.values_mut() {
             (thread.on_cpu_ns, thread.pending_on_cpu_ns) = (0, 0);
+            (thread.looks, thread.directed) = (0, 0);
         }
         self.threads.retain(|_, thread| {
             !thread.ended
                 || (thread.fp_rounding.concluded()
-                    && thread.closed_on_cpu_ns.iter().any(|&ns| ns > 0))
+                    && thread.closed.iter().any(|window| window.on_cpu_ns > 0))
         });
         evidence
     }
@@ -294,9 +326,13 @@ impl Tenant {
             self.spans_ns.pop_front();
         }
         for thread in self.threads.values_mut() {
-            thread.closed_on_cpu_ns.push_back(thread.on_cpu_ns);
-            while thread.closed_on_cpu_ns.len() > self.spans_ns.len() {
-                thread.closed_on_cpu_ns.pop_front();
+            thread.closed.push_back(Closed {
+                on_cpu_ns: thread.on_cpu_ns,
+                looks: thread.looks,
+                directed: thread.directed,
+            });
+            while thread.closed.len() > self.spans_ns.len() {
+                thread.closed.pop_front();
             }
         }
     }
@@ -329,9 +365,7 @@ impl Tenant {
             .unwrap_or_default();
         let concluded = || tests().filter(|thread| thread.fp_rounding.concluded());
         let span_ns = self.spans_ns.iter().sum::<u64>();
-        let duty_ns = concluded()
-            .flat_map(|thread| &thread.closed_on_cpu_ns)
-            .fold(0_u64, |sum, &ns| sum.saturating_add(ns));
+        let duty_ns: f64 = concluded().map(Thread::duty_ns).sum();
         FpRounding {
             state: register_state(host, self.looks()),
             modes: self.modes,
@@ -341,7 +375,11 @@ impl Tenant {
             concluded_threads: u32::try_from(concluded().count()).unwrap_or(u32::MAX),
             concluded_on_cpu_ns: concluded()
                 .fold(0, |sum: u64, thread| sum.saturating_add(thread.on_cpu_ns)),
-            duty: ratio(duty_ns, span_ns),
+            duty: if span_ns == 0 {
+                0.0
+            } else {
+                duty_ns / span_ns as f64
+            },
         }
     }
 

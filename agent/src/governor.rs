@@ -137,6 +137,12 @@ pub struct Governor {
 }
 
 impl Governor {
+    /// Whether the next costs decide about a step: they should be fresh.
+    #[must_use]
+    pub fn is_deciding(&self) -> bool {
+        self.over > 0 || self.step != Step::Nothing
+    }
+
     /// One that has seen nothing yet; `budget` in CPUs, `None` for no limit.
     #[must_use]
     pub fn new(budget: Option<f64>) -> Self {

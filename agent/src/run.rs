@@ -155,7 +155,11 @@ fn measure<S: ThreadSource, P: Processes>(
             LOOK_INTERVAL_NS
         };
         schedule.look_after(now_ns, interval_ns);
-        let programs = meter.read(now_ns, &observer.source().overhead());
+        let programs = meter.read(
+            now_ns,
+            &observer.source().overhead(),
+            governor.is_deciding(),
+        );
         if let Some(step) = governor.observe(now_ns, costs(&programs)) {
             shed(observer, nudger, &governor, step);
         }

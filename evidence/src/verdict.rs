@@ -42,7 +42,7 @@ pub enum Level {
 pub enum Family {
     /// RandomX: all four rounding modes, with random registers outside mode 0.
     RandomX,
-    /// Vectorised hashing in rounding mode 0.
+    /// Vectorised hashing in rounding mode 0. What general registers alone show has no name: public-key cryptography shows it too.
     #[serde(rename = "other hashing")]
     OtherHashing,
 }
@@ -132,7 +132,7 @@ pub fn verdict(evidence: &TenantEvidence) -> Verdict {
     };
     let families = if randomx {
         vec![Family::RandomX]
-    } else if hashes(rr) && !fp.concluded && !rr.directed_concluded && !mix {
+    } else if rr.any_concluded && !fp.concluded && !rr.directed_concluded && !mix {
         vec![Family::OtherHashing]
     } else {
         Vec::new()
@@ -205,7 +205,15 @@ fn quiet_summary(fp: &FpRounding, rr: &RegisterRandomness) -> String {
     let fp_told = can_tell(fp.state) && fp.test_samples >= fp_rounding::SAMPLES_TO_TELL;
     let rr_told = can_tell(rr.state) && rr.any_test_samples >= register_randomness::SAMPLES_TO_TELL;
     match (fp_told, rr_told) {
-        (true, true) => "quiet: both tests had enough samples and neither concluded".to_owned(),
+        (true, true) if rr.general_test_samples >= register_randomness::SAMPLES_TO_TELL => {
+            "quiet: all tests had enough samples and none concluded".to_owned()
+        }
+        (true, true) => format!(
+            "quiet so far: fp_rounding and vector registers had enough samples and did not conclude; general registers, in which some \
+             hashes compute, cannot tell yet ({} of {} samples)",
+            rr.general_test_samples,
+            register_randomness::SAMPLES_TO_TELL
+        ),
         (true, false) => {
             "quiet so far: fp_rounding had enough samples and did not conclude, register_randomness cannot tell yet".to_owned()
         }

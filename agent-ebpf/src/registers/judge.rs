@@ -52,8 +52,8 @@ pub fn vector(low: u64, high: u64) -> Verdict {
 }
 
 /// Judges one general register: 64 random bits, or 32 of them where the upper half is 0. By each half's ones and bit
-/// changes (sd 2.8 of 32, bounds at 7) and its top byte (not 0, not 255), and by the top bits of all bytes (neither all 0 nor all
-/// 1): counters, small numbers, pointers (their upper half has few changes), sign-extended numbers and text fail.
+/// changes (sd 2.8 of 32, bounds at 7) and its top byte (within 2 to 254), and by the top bits of all bytes (neither all 0 nor all
+/// 1): counters, small numbers, pointers (their top byte is 0, or 255 in the kernel), sign-extended numbers and text fail.
 #[inline(always)]
 pub fn general(word: u64) -> u64 {
     // Where the upper half is 0 the lower one stands for both.
@@ -65,8 +65,8 @@ pub fn general(word: u64) -> u64 {
     let (ones, changes) = (halves(both), halves(changes));
     outside_halves(ones, 16, 7)
         | outside_halves(changes, 15, 7)
-        | outside((upper >> 24) & 0xff, 128, 127)
-        | outside((both >> 24) & 0xff, 128, 127)
+        | outside((upper >> 24) & 0xff, 128, 126)
+        | outside((both >> 24) & 0xff, 128, 126)
         | !(at_least_one(both & TOP_BITS) & at_least_one(!both & TOP_BITS))
 }
 

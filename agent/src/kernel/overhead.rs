@@ -37,10 +37,16 @@ pub struct Meter {
 impl Meter {
     /// What the programs have cost since the first call, from what the kernel has counted of them (`counted`, see
     /// [`super::Kernel::overhead`]) by `now_ns` (`CLOCK_MONOTONIC`). Call it about once a second. Empty where the kernel keeps no account.
-    pub fn read(&mut self, now_ns: u64, counted: &[ProgramCost]) -> Vec<ProgramCost> {
+    /// `closely`: have it kept all the time, because something is decided by it.
+    pub fn read(
+        &mut self,
+        now_ns: u64,
+        counted: &[ProgramCost],
+        closely: bool,
+    ) -> Vec<ProgramCost> {
         self.reckoning
             .advance(now_ns, self.stats.is_some(), counted);
-        if self.reckoning.is_on_time(now_ns) != self.stats.is_some() {
+        if (closely || self.reckoning.is_on_time(now_ns)) != self.stats.is_some() {
             self.stats = match self.stats {
                 Some(_) => None,
                 // Where that fails nothing is ever counted, and nothing is reckoned.
@@ -85,10 +91,11 @@ impl Reckoning {
         if first || elapsed_ns == 0.0 {
             return;
         }
-        if was_on {
-            for program in counted {
-                let now = (program.run_count, program.run_time_ns);
-                let before = self.counted.insert(program.name.clone(), now);
+        for program in counted {
+            let now = (program.run_count, program.run_time_ns);
+            // Somebody else may have account kept too: what was counted while this meter had not is no part of a rate.
+            let before = self.counted.insert(program.name.clone(), now);
+            if was_on {
                 let before = before.unwrap_or_default();
                 let count = now.0.saturating_sub(before.0) as f64;
                 let time_ns = now.1.saturating_sub(before.1) as f64;
@@ -171,6 +178,16 @@ mod tests {
         assert_eq!(reckoning.costs(), counted(10_000, 2_000_000));
         // On again, and twice as busy: from then on, not before.
         reckoning.advance(11 * SECOND_NS, true, &counted(4_000, 800_000));
+        assert_eq!(reckoning.costs(), counted(12_000, 2_400_000));
+    }
+
+    #[test]
+    fn what_somebody_else_had_counted_meanwhile_is_not_counted_twice() {
+        let mut reckoning = Reckoning::default();
+        reckoning.advance(0, false, &[]);
+        reckoning.advance(SECOND_NS, true, &counted(1_000, 200_000));
+        reckoning.advance(11 * SECOND_NS, false, &counted(11_000, 2_200_000));
+        reckoning.advance(12 * SECOND_NS, true, &counted(12_000, 2_400_000));
         assert_eq!(reckoning.costs(), counted(12_000, 2_400_000));
     }
 

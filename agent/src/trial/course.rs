@@ -29,6 +29,8 @@ pub struct Judge {
     most_samples: FpRounding,
     /// The test of `register_randomness` over all samples that had seen most.
     most_any: RegisterRandomness,
+    /// That over general registers.
+    most_general: RegisterRandomness,
 }
 
 /// What a trial amounts to so far.
@@ -51,6 +53,9 @@ impl Judge {
         }
         if rr.any_test_samples > self.most_any.any_test_samples {
             self.most_any = rr;
+        }
+        if rr.general_test_samples > self.most_general.general_test_samples {
+            self.most_general = rr;
         }
         let (fp_before, rr_before) = (&self.whole.fp_rounding, &self.whole.register_randomness);
         fp.state = state(fp_before.state, fp.state);
@@ -106,6 +111,15 @@ impl Judge {
             (rr.any_llr, rr.any_test_samples) =
                 (self.most_any.any_llr, self.most_any.any_test_samples);
         }
+        if !rr.general_concluded
+            && rr.general_llr == 0.0
+            && rr.general_test_samples < register_randomness::SAMPLES_TO_TELL
+        {
+            (rr.general_llr, rr.general_test_samples) = (
+                self.most_general.general_llr,
+                self.most_general.general_test_samples,
+            );
+        }
         let mut verdict = verdict(&evidence);
         for reason in &mut verdict.reasons {
             *reason = reason.replace("in this window", "in this trial");
@@ -147,7 +161,8 @@ fn enough(evidence: &TenantEvidence) -> bool {
     } = evidence;
     let measured = |state| matches!(state, SensorState::Live | SensorState::Stalled);
     let fp_told = measured(fp.state) && fp.test_samples >= fp_rounding::SAMPLES_TO_TELL;
-    let rr_told = measured(rr.state) && rr.any_test_samples >= register_randomness::SAMPLES_TO_TELL;
+    let rr_told = measured(rr.state)
+        && rr.any_test_samples.min(rr.general_test_samples) >= register_randomness::SAMPLES_TO_TELL;
     let rr_concluded = rr.any_concluded || rr.directed_concluded || rr.general_concluded;
     (fp.concluded || fp_told) && (rr_concluded || rr_told)
 }

@@ -18,7 +18,7 @@ fn part(thread: u32, modes: [u64; 4], random: [u64; 4]) -> ThreadDelta {
             looks: modes.iter().sum(),
             modes,
             random,
-            general_samples: 0,
+            general_samples: modes.iter().sum(),
             general_random: 0,
             vcpu: false,
             confidential: false,
@@ -215,7 +215,8 @@ fn the_documents_shape_is_what_its_readers_expect() {
         value["windows"][0]["by_thread"][0],
         serde_json::json!({
             "thread": 0, "on_cpu_ns": 900_000_000, "looks": 200,
-            "modes": [64, 46, 44, 46], "random": [64, 46, 44, 46]
+            "modes": [64, 46, 44, 46], "random": [64, 46, 44, 46],
+            "general_samples": 200
         })
     );
     for name in ["seconds", "cpu_seconds", "threads", "samples", "verdict"] {

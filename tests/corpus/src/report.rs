@@ -298,8 +298,8 @@ fn false_rates(scored: &[Scored]) -> String {
          Honest ones that were `suspect` at some time: {plain_suspect}. That bound is no assurance: {hours:.2} h are too few to say anything about a million days. \
          It is stated so that nobody takes the next figure for a measurement.\n\
          - **By the tests' own arithmetic**: at most {:.2} false conclusions of each test per million VM-days, **if** a VM has {VM_THREADS:.0} threads that each \
-         give {SAMPLES_PER_S_MAX:.0} samples a second around the clock, each thread is at the very edge of the null hypothesis (2 % of samples in its rarest rounding mode; 25 % \
-         of samples random, 40 % of those of general registers), and samples are **independent**. The first two overstate; independence does not hold for a program that works in phases longer than \
+         give {SAMPLES_PER_S_MAX:.0} samples a second around the clock, each thread is at the very edge of the null hypothesis (2 % of samples in its rarest rounding mode; 40 % \
+         of samples random), and samples are **independent**. The first two overstate; independence does not hold for a program that works in phases longer than \
          the time between samples, and such a program may well exceed the bound. `mining` needs two tests to conclude wrongly at once, and is rarer than either.\n",
         of(Label::Honest),
         of(Label::LookAlike),

@@ -88,7 +88,7 @@ fn honest_floating_point_is_quiet_with_enough_samples() {
     assert_eq!(document.verdict, Level::Quiet);
     assert!(document.enough_samples, "{:?}", document.reasons);
     assert!(document.families.is_empty());
-    assert!(document.reasons[0].starts_with("quiet: both tests"));
+    assert!(document.reasons[0].starts_with("quiet: all tests"));
     assert_eq!(course::replay(&document).verdict.reasons, document.reasons);
 }
 
