@@ -5,8 +5,8 @@
 //! itself computes (an encrypted migration, say) is not the guest's doing.
 //!
 //! CPU time counts for the duty from the conclusion on, and only while it goes on: what a thread used since its
-//! last sample outside rounding mode 0 counts once the next one comes within the same window. RandomX has two of three there, so where fewer
-//! looks than that find one, other programs had the rest of the thread's time (a vCPU is many programs' thread) and it counts in
+//! last sample outside rounding mode 0 counts once the next one comes within the same window. Where fewer
+//! than a quarter of the looks find one, other programs had the rest of the thread's time (a vCPU is many programs' thread) and it counts in
 //! proportion: a node that verifies now and then does not become a miner by what runs beside it.
 //!
 //! An ended thread, or one that left, counts until its CPU time has left the duty's span; then it is forgotten.
@@ -17,7 +17,7 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
-use davy_abi::{GENERAL_EVERY, TenantIndex};
+use davy_abi::TenantIndex;
 use davy_evidence::{
     FpRounding, RegisterRandomness, SensorState, TenantEvidence, fp_rounding,
     register_randomness::{self, Samples, Standing},
@@ -38,6 +38,11 @@ pub const DUTY_SPAN_NS: u64 = 60_000_000_000;
 
 /// For how long what a detector had stored stands without a thread that goes on with it, ns.
 pub const CARRIED_NS_MAX: u64 = 3_600_000_000_000;
+
+/// Least share of looks that find a sample outside mode 0 where RandomX has all of a thread's time. Two of three of its samples lie there,
+/// and one look in four is at general registers instead, which makes a half; but a miner that is throttled goes to sleep in mode 0, each
+/// time with a look, and shows 28 % at 30 % of a CPU. So up to twice its share of a busy vCPU is taken for RandomX's duty.
+const DIRECTED_OF_LOOKS: f64 = 0.25;
 
 /// What the sensors on registers can do on this host.
 #[derive(Clone, Copy, Debug)]
@@ -258,9 +263,6 @@ impl Thread {
 
     /// CPU time within the duty's span that was RandomX's, ns.
     fn duty_ns(&self) -> f64 {
-        // Of RandomX's samples two of three lie outside mode 0, and one look in so many is at general registers instead.
-        const DIRECTED_OF_LOOKS: f64 =
-            2.0 / 3.0 * (GENERAL_EVERY - 1) as f64 / GENERAL_EVERY as f64;
         let mut sum = Closed::default();
         // A window in which nothing counted says nothing of the others.
         for window in self.closed.iter().filter(|window| window.on_cpu_ns > 0) {
