@@ -4,10 +4,9 @@
 //! evidence is that of the thread nearest to a conclusion. Of a droplet only vCPU threads count: what the VMM
 //! itself computes (an encrypted migration, say) is not the guest's doing.
 //!
-//! CPU time counts for the duty from the conclusion on, and only while it goes on: what a thread used since its
-//! last sample outside rounding mode 0 counts once the next one comes within the same window. Where fewer
-//! than a quarter of the looks find one, other programs had the rest of the thread's time (a vCPU is many programs' thread) and it counts in
-//! proportion: a node that verifies now and then does not become a miner by what runs beside it.
+//! CPU time counts for the duty from the conclusion on. Where in a window fewer than a quarter of the looks find a sample outside
+//! rounding mode 0, other programs had the rest of the thread's time (a vCPU is many programs' thread) and it counts in
+//! proportion: a node that verifies now and then does not become a miner by what runs beside it, nor an honest program that follows one.
 //!
 //! An ended thread, or one that left, counts until its CPU time has left the duty's span; then it is forgotten.
 //!
@@ -57,26 +56,16 @@ pub struct HostSensors {
 struct Thread {
     fp_rounding: fp_rounding::Test,
     register_randomness: register_randomness::Test,
-    /// On-CPU time in the window that counts for the duty.
+    /// On-CPU time in the window since the conclusion.
     on_cpu_ns: u64,
-    /// On-CPU time in the window since then, which counts with the next sample outside mode 0.
-    pending_on_cpu_ns: u64,
-    /// Looks in the window, and samples outside mode 0 among them.
+    /// Looks in that time, and samples outside mode 0 among them.
     looks: u64,
     directed: u64,
-    /// The same of the windows closed within the duty's span, oldest first, aligned at the newest.
-    closed: VecDeque<Closed>,
+    /// What counted in the windows closed within the duty's span, oldest first, aligned at the newest.
+    closed_on_cpu_ns: VecDeque<u64>,
     is_confidential: bool,
     counts: bool,
     ended: bool,
-}
-
-/// What a thread did in a closed window.
-#[derive(Clone, Copy, Debug, Default)]
-struct Closed {
-    on_cpu_ns: u64,
-    looks: u64,
-    directed: u64,
 }
 
 #[derive(Debug, Default)]
@@ -248,30 +237,21 @@ impl Thread {
 
     /// `stands`: whether `fp_rounding` stood concluded throughout the delta.
     fn add_on_cpu(&mut self, delta: &ThreadDelta, stands: bool) {
-        if !stands {
-            self.pending_on_cpu_ns = 0;
-            return;
-        }
-        self.looks = self.looks.saturating_add(delta.looks);
-        self.directed = self.directed.saturating_add(directed(&delta.modes));
-        self.pending_on_cpu_ns = self.pending_on_cpu_ns.saturating_add(delta.cpu.on_cpu_ns);
-        if any_directed(&delta.modes) {
-            let counts_ns = std::mem::take(&mut self.pending_on_cpu_ns);
-            self.on_cpu_ns = self.on_cpu_ns.saturating_add(counts_ns);
+        if stands {
+            self.on_cpu_ns = self.on_cpu_ns.saturating_add(delta.cpu.on_cpu_ns);
+            self.looks = self.looks.saturating_add(delta.looks);
+            self.directed = self.directed.saturating_add(directed(&delta.modes));
         }
     }
 
-    /// CPU time within the duty's span that was RandomX's, ns.
-    fn duty_ns(&self) -> f64 {
-        let mut sum = Closed::default();
-        // A window in which nothing counted says nothing of the others.
-        for window in self.closed.iter().filter(|window| window.on_cpu_ns > 0) {
-            sum.on_cpu_ns = sum.on_cpu_ns.saturating_add(window.on_cpu_ns);
-            sum.looks = sum.looks.saturating_add(window.looks);
-            sum.directed = sum.directed.saturating_add(window.directed);
+    /// CPU time in the window that was RandomX's.
+    fn duty_ns(&self) -> u64 {
+        let share = ratio(self.directed, self.looks) / DIRECTED_OF_LOOKS;
+        if share >= 1.0 {
+            return self.on_cpu_ns;
         }
-        let share = ratio(sum.directed, sum.looks) / DIRECTED_OF_LOOKS;
-        sum.on_cpu_ns as f64 * share.min(1.0)
+        let counts = std::time::Duration::from_nanos(self.on_cpu_ns).mul_f64(share);
+        u64::try_from(counts.as_nanos()).unwrap_or(u64::MAX)
     }
 }
 
@@ -290,13 +270,12 @@ impl Tenant {
         (self.modes, self.random, self.looks) = ([0; 4], [0; 4], 0);
         self.general = General::default();
         for thread in self.threads.values_mut() {
-            (thread.on_cpu_ns, thread.pending_on_cpu_ns) = (0, 0);
-            (thread.looks, thread.directed) = (0, 0);
+            (thread.on_cpu_ns, thread.looks, thread.directed) = (0, 0, 0);
         }
         self.threads.retain(|_, thread| {
             !thread.ended
                 || (thread.fp_rounding.concluded()
-                    && thread.closed.iter().any(|window| window.on_cpu_ns > 0))
+                    && thread.closed_on_cpu_ns.iter().any(|&ns| ns > 0))
         });
         evidence
     }
@@ -328,13 +307,9 @@ impl Tenant {
             self.spans_ns.pop_front();
         }
         for thread in self.threads.values_mut() {
-            thread.closed.push_back(Closed {
-                on_cpu_ns: thread.on_cpu_ns,
-                looks: thread.looks,
-                directed: thread.directed,
-            });
-            while thread.closed.len() > self.spans_ns.len() {
-                thread.closed.pop_front();
+            thread.closed_on_cpu_ns.push_back(thread.duty_ns());
+            while thread.closed_on_cpu_ns.len() > self.spans_ns.len() {
+                thread.closed_on_cpu_ns.pop_front();
             }
         }
     }
@@ -367,7 +342,9 @@ impl Tenant {
             .unwrap_or_default();
         let concluded = || tests().filter(|thread| thread.fp_rounding.concluded());
         let span_ns = self.spans_ns.iter().sum::<u64>();
-        let duty_ns: f64 = concluded().map(Thread::duty_ns).sum();
+        let duty_ns = concluded()
+            .flat_map(|thread| &thread.closed_on_cpu_ns)
+            .fold(0_u64, |sum, &ns| sum.saturating_add(ns));
         FpRounding {
             state: register_state(host, self.looks()),
             modes: self.modes,
@@ -376,12 +353,8 @@ impl Tenant {
             concluded: nearest.concluded(),
             concluded_threads: u32::try_from(concluded().count()).unwrap_or(u32::MAX),
             concluded_on_cpu_ns: concluded()
-                .fold(0, |sum: u64, thread| sum.saturating_add(thread.on_cpu_ns)),
-            duty: if span_ns == 0 {
-                0.0
-            } else {
-                duty_ns / span_ns as f64
-            },
+                .fold(0, |sum: u64, thread| sum.saturating_add(thread.duty_ns())),
+            duty: ratio(duty_ns, span_ns),
         }
     }
 

@@ -235,7 +235,7 @@ fn looks_without_samples_between_samples_count_too() {
     update(&mut tests, &[delta(1, SECOND_NS, [1, 1, 0, 0], [0; 4])]);
     update(&mut tests, &[delta(1, SECOND_NS, [1, 0, 0, 0], [0; 4])]);
     let evidence = tests.close(TENANT, 3 * SECOND_NS, LIVE);
-    assert_eq!(evidence.fp_rounding.concluded_on_cpu_ns, 2 * SECOND_NS);
+    assert_eq!(evidence.fp_rounding.concluded_on_cpu_ns, 3 * SECOND_NS);
 }
 
 /// The evidence that a miner's tests had when the agent was restarted.
