@@ -294,11 +294,13 @@ pub struct Waits {
     pub waited_ns: u64,
     /// The part of it that was booked to somebody since watching began, whoever has left the table included, ns.
     pub named_ns: u64,
+    /// When the thread's last stint began, by the run queue's clock, ns; 0 before the first.
+    pub arrived_ns: u64,
     /// The table.
     pub behind: [Behind; BEHIND],
 }
 
-const _: () = assert!(size_of::<Waits>() == 144);
+const _: () = assert!(size_of::<Waits>() == 152);
 const _: () = assert!(align_of::<Waits>() == 8);
 
 /// Stints that a CPU remembers; a power of two.

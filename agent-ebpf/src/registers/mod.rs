@@ -69,3 +69,11 @@ impl Digester {
 fn differs(difference: u64, number: usize) -> u64 {
     ((difference >> (16 * number)) & 0xffff).wrapping_neg()
 }
+
+/// 0, unknown to the compiler: a loop that begins there is not unrolled, whose copies would need more stack than there is.
+#[inline(always)]
+fn zero() -> usize {
+    static ZERO: usize = 0;
+    // SAFETY: reads a static.
+    unsafe { core::ptr::read_volatile(&raw const ZERO) }
+}

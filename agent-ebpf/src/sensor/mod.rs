@@ -53,17 +53,17 @@ fn look_at_vectors(slot: &mut Slot, task: Task) {
     let Some(head) = vector::Head::read(fpstate) else {
         return registers::failed();
     };
-    if head.is_guest {
+    if head.is_guest() {
         slot.flags |= FLAG_VCPU;
     } else if slot.flags & FLAG_VCPU != 0 {
         // The VMM's own registers, while it handles an exit: not the guest's.
         return;
     }
-    if head.is_confidential {
+    if head.is_confidential() {
         slot.flags |= FLAG_CONFIDENTIAL;
         return;
     }
-    let Some(look) = vector::look(slot, fpstate, &head) else {
+    let Some(look) = vector::look(slot, fpstate, head) else {
         return registers::failed();
     };
     slot.looks += 1;

@@ -55,16 +55,35 @@ fn push(cpu: &mut Cpu, tgid: u32, arrived_ns: u64) {
 #[inline(always)]
 pub fn leave(waits: &mut Waits, slot: &Slot, task: Task, cpu: &Cpu) {
     waits.waited_ns = task.run_delay_ns();
+    let arrived_ns = task.last_arrival_ns();
+    let before_ns = core::mem::replace(&mut waits.arrived_ns, arrived_ns);
     // Else nobody saw it come, and what it waited before that is not known.
     if slot.running_since_ns == 0 {
         return;
     }
     let wait_ns = waits.waited_ns.wrapping_sub(cpu.entered_run_delay_ns);
-    let arrived_ns = task.last_arrival_ns();
     if wait_ns < BRIEF_NS || wait_ns > arrived_ns {
         return;
     }
-    explain(waits, cpu, arrived_ns - wait_ns, arrived_ns);
+    // A wait may begin a moment before the thread has left (it is queued anew while it runs); it never waits for itself.
+    let queued_ns = (arrived_ns - wait_ns).max(own_end_ns(cpu, before_ns));
+    explain(waits, cpu, queued_ns, arrived_ns);
+}
+
+/// When the stint that began at `arrived_ns` ended, which is when the next one began; 0 if it is not known any more.
+#[inline(always)]
+fn own_end_ns(cpu: &Cpu, arrived_ns: u64) -> u64 {
+    let mut end_ns = 0;
+    for back in 2..=STINTS as u64 {
+        if back > cpu.pushed {
+            break;
+        }
+        if cpu.stints[place(cpu.pushed - back)].arrived_ns == arrived_ns {
+            end_ns = cpu.stints[place(cpu.pushed - back + 1)].arrived_ns;
+            break;
+        }
+    }
+    end_ns
 }
 
 /// Books the wait from `queued_ns` to `arrived_ns` to those who ran meanwhile, the last first.

@@ -46,7 +46,7 @@ use self::{kvm::Kvm, slots::SlotTable, threads::Books};
 /// How the kernel half is set up.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KernelOptions {
-    /// Threads that can be watched at once, 2..=1,048,576. Each takes 704 bytes of kernel memory, and a hash entry.
+    /// Threads that can be watched at once, 2..=1,048,576. Each takes 712 bytes of kernel memory, and a hash entry.
     pub slots_max: u32,
     /// Least time between two looks at one thread's registers.
     pub sample_interval: Duration,
