@@ -65,30 +65,13 @@ pub fn leave(waits: &mut Waits, slot: &Slot, task: Task, cpu: &Cpu) {
     if wait_ns < BRIEF_NS || wait_ns > arrived_ns {
         return;
     }
-    // A wait may begin a moment before the thread has left (it is queued anew while it runs); it never waits for itself.
-    let queued_ns = (arrived_ns - wait_ns).max(own_end_ns(cpu, before_ns));
-    explain(waits, cpu, queued_ns, arrived_ns);
+    explain(waits, cpu, arrived_ns - wait_ns, arrived_ns, before_ns);
 }
 
-/// When the stint that began at `arrived_ns` ended, which is when the next one began; 0 if it is not known any more.
+/// Books the wait from `queued_ns` to `arrived_ns` to those who ran meanwhile, the last first. The thread's own stint before, which began at
+/// `own_ns`, is not one of them: it may be queued anew a moment before it leaves.
 #[inline(always)]
-fn own_end_ns(cpu: &Cpu, arrived_ns: u64) -> u64 {
-    let mut end_ns = 0;
-    for back in 2..=STINTS as u64 {
-        if back > cpu.pushed {
-            break;
-        }
-        if cpu.stints[place(cpu.pushed - back)].arrived_ns == arrived_ns {
-            end_ns = cpu.stints[place(cpu.pushed - back + 1)].arrived_ns;
-            break;
-        }
-    }
-    end_ns
-}
-
-/// Books the wait from `queued_ns` to `arrived_ns` to those who ran meanwhile, the last first.
-#[inline(always)]
-fn explain(waits: &mut Waits, cpu: &Cpu, queued_ns: u64, arrived_ns: u64) {
+fn explain(waits: &mut Waits, cpu: &Cpu, queued_ns: u64, arrived_ns: u64, own_ns: u64) {
     let mut until_ns = arrived_ns;
     for back in 1..=STINTS as u64 {
         if back > cpu.pushed || until_ns <= queued_ns {
@@ -97,7 +80,9 @@ fn explain(waits: &mut Waits, cpu: &Cpu, queued_ns: u64, arrived_ns: u64) {
         let stint = &cpu.stints[place(cpu.pushed - back)];
         let since_ns = stint.arrived_ns.max(queued_ns);
         if since_ns < until_ns {
-            book(waits, stint.tgid, until_ns - since_ns);
+            if stint.arrived_ns != own_ns {
+                book(waits, stint.tgid, until_ns - since_ns);
+            }
             until_ns = since_ns;
         }
     }

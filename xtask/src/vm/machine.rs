@@ -20,7 +20,7 @@ const RUN_LIMIT: Duration = Duration::from_secs(840);
 /// From its start to the beginning of the checks.
 const BOOT_LIMIT: Duration = Duration::from_secs(180);
 /// Between two lines of the checks; they say what they wait for every few seconds.
-const STALL_LIMIT: Duration = Duration::from_secs(120);
+const STALL_LIMIT: Duration = Duration::from_secs(240);
 /// From the last marker to the machine's end.
 const POWER_OFF_LIMIT: Duration = Duration::from_secs(30);
 
