@@ -25,6 +25,8 @@ pub const FLAG_VCPU: u32 = 1 << 2;
 pub const FLAG_CONFIDENTIAL: u32 = 1 << 3;
 /// The thread took over its leader's id at an exec: its start in /proc is the leader's now.
 pub const FLAG_RENAMED: u32 = 1 << 4;
+/// The thread left its CPU involuntarily when it last left one: `task_struct.nivcsw` grew (`__schedule`, kernel/sched/core.c).
+pub const FLAG_INVOLUNTARY: u32 = 1 << 5;
 
 /// One watched thread. Written by the kernel half alone (on the CPU that switches the thread), except
 /// `tenant`, which the agent sets (for a vCPU the kernel half found by itself; when a thread changes tenants), and the whole slot
@@ -99,6 +101,11 @@ pub struct Slot {
     pub general_digests: [u64; 4],
     /// 1 once these hold a first look.
     pub general_looked: u64,
+    /// Looks at the vector registers of a thread that had left its CPU involuntarily: whatever computes is met so in proportion to
+    /// its time, however often it sleeps.
+    pub involuntary_looks: u64,
+    /// Those of them that found a sample outside rounding mode 0.
+    pub involuntary_directed: u64,
 }
 
 /// One look at registers of so many is at the general registers, the others at the vector registers.
@@ -107,7 +114,7 @@ pub const GENERAL_EVERY: u64 = 4;
 /// From `fpstate`'s flags to the end of MXCSR at most, bytes: what the kernel half has room for.
 pub const HEAD_BYTES_MAX: usize = 64;
 
-const _: () = assert!(size_of::<Slot>() == 296);
+const _: () = assert!(size_of::<Slot>() == 312);
 const _: () = assert!(align_of::<Slot>() == 8);
 
 /// Kinds of VM exits a [`Vcpu`] can list with their numbers; the first ones met are listed.

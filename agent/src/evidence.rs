@@ -4,9 +4,13 @@
 //! evidence is that of the thread nearest to a conclusion. Of a droplet only vCPU threads count: what the VMM
 //! itself computes (an encrypted migration, say) is not the guest's doing.
 //!
-//! CPU time counts for the duty from the conclusion on. Where in a window fewer than a quarter of the looks find a sample outside
-//! rounding mode 0, other programs had the rest of the thread's time (a vCPU is many programs' thread) and it counts in
-//! proportion: a node that verifies now and then does not become a miner by what runs beside it, nor an honest program that follows one.
+//! Where threads stand in all four rounding modes, the other tests' figures are those of such a thread: two classes of evidence of two
+//! threads are not two classes of one program.
+//!
+//! CPU time counts for the duty from the conclusion on, as far as it was `RandomX`'s: a vCPU is many programs' thread. Looks after an
+//! involuntary switch meet what runs on a thread in proportion to its time; the share of them that finds a sample outside rounding mode 0,
+//! against that of `RandomX` alone, is `RandomX`'s share of the time. Without such a look nothing counts. So a node that verifies now and
+//! then does not become a miner by what runs beside it, nor an honest program that follows one.
 //!
 //! An ended thread, or one that left, counts until its CPU time has left the duty's span; then it is forgotten.
 //!
@@ -14,7 +18,7 @@
 //! sample yet gives one such as the tests look for: that thread goes on with it. It is dropped as soon as threads
 //! have concluded the same by themselves, and after an hour.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
 use davy_abi::TenantIndex;
 use davy_evidence::{
@@ -25,7 +29,7 @@ use davy_evidence::{
 use crate::{
     sensor::{
         Looks,
-        fp_rounding::{Modes, add, any_directed},
+        fp_rounding::{Involuntary, Modes, add, any_directed},
         register_randomness::{General, all, directed},
         register_state,
     },
@@ -38,10 +42,13 @@ pub const DUTY_SPAN_NS: u64 = 60_000_000_000;
 /// For how long what a detector had stored stands without a thread that goes on with it, ns.
 pub const CARRIED_NS_MAX: u64 = 3_600_000_000_000;
 
-/// Least share of looks that find a sample outside mode 0 where RandomX has all of a thread's time. Two of three of its samples lie there,
-/// and one look in four is at general registers instead, which makes a half; but a miner that is throttled goes to sleep in mode 0, each
-/// time with a look, and shows 28 % at 30 % of a CPU. So up to twice its share of a busy vCPU is taken for RandomX's duty.
-const DIRECTED_OF_LOOKS: f64 = 0.25;
+/// Share of looks at vector registers after involuntary switches that find a sample outside mode 0 where `RandomX` has all of a thread's
+/// time, at the least: the corpus' miners show DIRECTED_RANGE (docs/detection.md, "Duty").
+const DIRECTED_OF_LOOKS: f64 = 0.6;
+
+/// With so many looks after involuntary switches a window has a share of its own; windows with fewer have one together. Looks come more often
+/// while a closer look lasts: one share for all would be that of the windows with most looks.
+const LOOKS_TO_TELL: u64 = 8;
 
 /// What the sensors on registers can do on this host.
 #[derive(Clone, Copy, Debug)]
@@ -56,16 +63,53 @@ pub struct HostSensors {
 struct Thread {
     fp_rounding: fp_rounding::Test,
     register_randomness: register_randomness::Test,
-    /// On-CPU time in the window since the conclusion.
-    on_cpu_ns: u64,
-    /// Looks in that time, and samples outside mode 0 among them.
-    looks: u64,
-    directed: u64,
-    /// What counted in the windows closed within the duty's span, oldest first, aligned at the newest.
-    closed_on_cpu_ns: VecDeque<u64>,
+    /// In the window since the conclusion.
+    since: Concluded,
+    /// The same in the windows closed within the duty's span, oldest first, aligned at the newest.
+    closed: VecDeque<Concluded>,
     is_confidential: bool,
     counts: bool,
     ended: bool,
+}
+
+/// What a thread did while its `fp_rounding` stood concluded.
+#[derive(Clone, Copy, Debug, Default)]
+struct Concluded {
+    on_cpu_ns: u64,
+    involuntary: Involuntary,
+}
+
+/// Threads of a tenant that compute in all four rounding modes: whose `fp_rounding` stands concluded.
+#[derive(Debug, Default)]
+pub struct InAllModes {
+    threads: HashSet<ThreadKey>,
+    carried: bool,
+}
+
+impl InAllModes {
+    /// These threads; `carried`: also what a detector had stored.
+    pub fn of(threads: impl IntoIterator<Item = ThreadKey>, carried: bool) -> Self {
+        Self {
+            threads: threads.into_iter().collect(),
+            carried,
+        }
+    }
+
+    /// Whether a thread's other tests count: where any stand in all modes, only theirs do.
+    #[must_use]
+    pub fn admits(&self, thread: ThreadKey) -> bool {
+        self.is_empty() || self.threads.contains(&thread)
+    }
+
+    /// The same for what a detector had stored.
+    #[must_use]
+    pub fn admits_carried(&self) -> bool {
+        self.is_empty() || self.carried
+    }
+
+    fn is_empty(&self) -> bool {
+        self.threads.is_empty() && !self.carried
+    }
 }
 
 #[derive(Debug, Default)]
@@ -172,6 +216,15 @@ impl Tests {
         forming
     }
 
+    /// Which of the tenant's threads compute in all four rounding modes now.
+    #[must_use]
+    pub fn in_all_modes(&self, tenant: TenantIndex) -> InAllModes {
+        self.tenants
+            .get(&tenant)
+            .map(Tenant::in_all_modes)
+            .unwrap_or_default()
+    }
+
     /// The tenant's evidence of the window of `span_ns` that ends now; a new window begins.
     pub fn close(
         &mut self,
@@ -238,27 +291,73 @@ impl Thread {
     /// `stands`: whether `fp_rounding` stood concluded throughout the delta.
     fn add_on_cpu(&mut self, delta: &ThreadDelta, stands: bool) {
         if stands {
-            self.on_cpu_ns = self.on_cpu_ns.saturating_add(delta.cpu.on_cpu_ns);
-            self.looks = self.looks.saturating_add(delta.looks);
-            self.directed = self.directed.saturating_add(directed(&delta.modes));
+            self.since.add(Concluded {
+                on_cpu_ns: delta.cpu.on_cpu_ns,
+                involuntary: delta.involuntary,
+            });
         }
     }
 
-    /// CPU time in the window that was RandomX's.
-    fn duty_ns(&self) -> u64 {
-        let share = ratio(self.directed, self.looks) / DIRECTED_OF_LOOKS;
-        if share >= 1.0 {
-            return self.on_cpu_ns;
+    /// `RandomX`'s part of what the thread used in the window, and in the duty's span, ns.
+    fn duty_ns(&self) -> (u64, u64) {
+        let mut span_ns = 0_u64;
+        let mut few = Concluded::default();
+        for window in self.closed.iter().chain([&self.since]) {
+            if window.tells() {
+                span_ns = span_ns.saturating_add(window.randomx_ns(window.on_cpu_ns));
+            } else {
+                few.add(*window);
+            }
         }
-        let counts = std::time::Duration::from_nanos(self.on_cpu_ns).mul_f64(share);
-        u64::try_from(counts.as_nanos()).unwrap_or(u64::MAX)
+        let window = if self.since.tells() {
+            &self.since
+        } else {
+            &few
+        };
+        (
+            window.randomx_ns(self.since.on_cpu_ns),
+            span_ns.saturating_add(few.randomx_ns(few.on_cpu_ns)),
+        )
+    }
+}
+
+impl Concluded {
+    fn add(&mut self, more: Self) {
+        self.on_cpu_ns = self.on_cpu_ns.saturating_add(more.on_cpu_ns);
+        self.involuntary.add(more.involuntary);
+    }
+
+    /// Whether its own looks tell `RandomX`'s share of it.
+    fn tells(&self) -> bool {
+        self.involuntary.looks >= LOOKS_TO_TELL
+    }
+
+    /// `RandomX`'s part of `on_cpu_ns`, at the share these looks show.
+    fn randomx_ns(&self, on_cpu_ns: u64) -> u64 {
+        let Involuntary { looks, directed } = self.involuntary;
+        let share = ratio(directed, looks) / DIRECTED_OF_LOOKS;
+        if share >= 1.0 {
+            return on_cpu_ns;
+        }
+        let part = std::time::Duration::from_nanos(on_cpu_ns).mul_f64(share);
+        u64::try_from(part.as_nanos()).unwrap_or(u64::MAX)
     }
 }
 
 impl Tenant {
+    fn in_all_modes(&self) -> InAllModes {
+        let concluded = |test: &fp_rounding::Test| test.concluded();
+        InAllModes::of(
+            (self.threads.iter())
+                .filter(|(_, thread)| thread.counts && concluded(&thread.fp_rounding))
+                .map(|(&key, _)| key),
+            (self.carried.as_ref()).is_some_and(|carried| concluded(&carried.fp_rounding)),
+        )
+    }
+
     fn close(&mut self, span_ns: u64, host: HostSensors) -> TenantEvidence {
         self.drop_carried(span_ns);
-        self.close_duty_window(span_ns);
+        self.drop_old_windows(span_ns);
         let evidence = TenantEvidence {
             fp_rounding: self.fp_rounding(host.fp_rounding),
             register_randomness: self.register_randomness(host.register_randomness),
@@ -270,12 +369,13 @@ impl Tenant {
         (self.modes, self.random, self.looks) = ([0; 4], [0; 4], 0);
         self.general = General::default();
         for thread in self.threads.values_mut() {
-            (thread.on_cpu_ns, thread.looks, thread.directed) = (0, 0, 0);
+            let closed = std::mem::take(&mut thread.since);
+            thread.closed.push_back(closed);
         }
         self.threads.retain(|_, thread| {
             !thread.ended
                 || (thread.fp_rounding.concluded()
-                    && thread.closed_on_cpu_ns.iter().any(|&ns| ns > 0))
+                    && thread.closed.iter().any(|window| window.on_cpu_ns > 0))
         });
         evidence
     }
@@ -299,17 +399,16 @@ impl Tenant {
         }
     }
 
-    /// Enters the window into the duty's ring, and drops windows that begin before the duty's span.
-    fn close_duty_window(&mut self, span_ns: u64) {
+    /// Drops windows that begin before the duty's span, to which the window of `span_ns` that ends now is added.
+    fn drop_old_windows(&mut self, span_ns: u64) {
         self.spans_ns.push_back(span_ns);
         let total = |spans: &VecDeque<u64>| spans.iter().sum::<u64>();
         while self.spans_ns.len() > 1 && total(&self.spans_ns) > DUTY_SPAN_NS {
             self.spans_ns.pop_front();
         }
         for thread in self.threads.values_mut() {
-            thread.closed_on_cpu_ns.push_back(thread.duty_ns());
-            while thread.closed_on_cpu_ns.len() > self.spans_ns.len() {
-                thread.closed_on_cpu_ns.pop_front();
+            while thread.closed.len() >= self.spans_ns.len() {
+                thread.closed.pop_front();
             }
         }
     }
@@ -342,9 +441,12 @@ impl Tenant {
             .unwrap_or_default();
         let concluded = || tests().filter(|thread| thread.fp_rounding.concluded());
         let span_ns = self.spans_ns.iter().sum::<u64>();
-        let duty_ns = concluded()
-            .flat_map(|thread| &thread.closed_on_cpu_ns)
-            .fold(0_u64, |sum, &ns| sum.saturating_add(ns));
+        let (window_ns, duty_ns) = concluded().map(Thread::duty_ns).fold(
+            (0_u64, 0_u64),
+            |(window, span), (more, longer)| {
+                (window.saturating_add(more), span.saturating_add(longer))
+            },
+        );
         FpRounding {
             state: register_state(host, self.looks()),
             modes: self.modes,
@@ -352,26 +454,33 @@ impl Tenant {
             test_samples: nearest.samples(),
             concluded: nearest.concluded(),
             concluded_threads: u32::try_from(concluded().count()).unwrap_or(u32::MAX),
-            concluded_on_cpu_ns: concluded()
-                .fold(0, |sum: u64, thread| sum.saturating_add(thread.duty_ns())),
+            concluded_on_cpu_ns: window_ns,
             duty: ratio(duty_ns, span_ns),
         }
     }
 
     fn register_randomness(&self, host: SensorState) -> RegisterRandomness {
-        let tests = || {
-            self.threads
-                .values()
-                .filter(|thread| thread.counts)
-                .map(|thread| &thread.register_randomness)
-                .chain(
-                    self.carried
-                        .as_ref()
-                        .map(|carried| &carried.register_randomness),
-                )
+        let tests = |among: &InAllModes| {
+            let threads = (self.threads.iter())
+                .filter(|&(&key, thread)| thread.counts && among.admits(key))
+                .map(|(_, thread)| thread.register_randomness);
+            let carried = (self.carried.as_ref()).filter(|_| among.admits_carried());
+            threads
+                .chain(carried.map(|carried| carried.register_randomness))
+                .collect::<Vec<_>>()
         };
-        let [any, directed_test, general] =
-            STANDINGS.map(|standing| tests().map(standing).max_by(nearer).unwrap_or_default());
+        let nearest = |standing: fn(&register_randomness::Test) -> Standing, tests: &[_]| {
+            (tests.iter().map(standing))
+                .max_by(nearer)
+                .unwrap_or_default()
+        };
+        let everywhere = tests(&InAllModes::default());
+        let any = nearest(register_randomness::Test::any, &everywhere);
+        let general = nearest(register_randomness::Test::general, &everywhere);
+        let directed_test = nearest(
+            register_randomness::Test::directed,
+            &tests(&self.in_all_modes()),
+        );
         RegisterRandomness {
             state: register_state(host, self.looks()),
             samples: all(&self.modes),

@@ -30,6 +30,10 @@ fn delta(tid: u32, on_cpu_ns: u64, modes: Modes, random: Modes) -> ThreadDelta {
         modes,
         random,
         general: General::default(),
+        involuntary: Involuntary {
+            looks: modes.iter().sum(),
+            directed: directed(&modes),
+        },
     }
 }
 
@@ -232,8 +236,8 @@ fn looks_without_samples_between_samples_count_too() {
     let mut tests = Tests::default();
     concluded(&mut tests, 1, SECOND_NS);
     update(&mut tests, &[delta(1, SECOND_NS, [0; 4], [0; 4])]);
-    update(&mut tests, &[delta(1, SECOND_NS, [1, 1, 0, 0], [0; 4])]);
-    update(&mut tests, &[delta(1, SECOND_NS, [1, 0, 0, 0], [0; 4])]);
+    update(&mut tests, &[delta(1, SECOND_NS, [1, 1, 1, 1], [0; 4])]);
+    update(&mut tests, &[delta(1, SECOND_NS, [1, 0, 1, 0], [0; 4])]);
     let evidence = tests.close(TENANT, 3 * SECOND_NS, LIVE);
     assert_eq!(evidence.fp_rounding.concluded_on_cpu_ns, 3 * SECOND_NS);
 }
@@ -335,13 +339,72 @@ fn what_runs_beside_a_verifying_node_on_its_vcpu_is_not_the_nodes_duty() {
     concluded(&mut tests, 1, SECOND_NS);
     let mut duty = 0.0;
     for _ in 0..12 {
-        // One look in ten finds RandomX, one in seventeen outside mode 0; at the others nothing had changed, or something else ran in mode 0.
+        // One look in twelve finds RandomX, one in seventeen outside mode 0; at the others nothing had changed, or something else ran in mode 0.
         let node = ThreadDelta {
             looks: 200,
+            involuntary: Involuntary {
+                looks: 200,
+                directed: 12,
+            },
             ..delta(1, 10 * SECOND_NS, [5, 4, 4, 4], [5, 4, 4, 4])
         };
         update(&mut tests, &[node]);
         duty = tests.close(TENANT, 10 * SECOND_NS, LIVE).fp_rounding.duty;
     }
-    assert!((0.20..0.25).contains(&duty), "{duty}");
+    assert!((0.08..0.11).contains(&duty), "{duty}");
+}
+
+#[test]
+fn a_miner_that_sleeps_often_has_its_duty_from_the_looks_after_involuntary_switches() {
+    let mut tests = Tests::default();
+    concluded(&mut tests, 1, SECOND_NS);
+    let mut duty = 0.0;
+    for _ in 0..60 {
+        // It went to sleep in mode 0 six times, and was interrupted three times while it computed.
+        let miner = ThreadDelta {
+            looks: 9,
+            involuntary: Involuntary {
+                looks: 3,
+                directed: 2,
+            },
+            ..delta(1, 3 * SECOND_NS / 10, [6, 1, 1, 1], [3, 1, 1, 1])
+        };
+        update(&mut tests, &[miner]);
+        duty = tests.close(TENANT, SECOND_NS, LIVE).fp_rounding.duty;
+    }
+    assert!((0.29..=0.30).contains(&duty), "{duty}");
+}
+
+#[test]
+fn cpu_time_that_no_look_tells_of_is_not_the_miners() {
+    let mut tests = Tests::default();
+    concluded(&mut tests, 1, SECOND_NS);
+    let unseen = ThreadDelta {
+        involuntary: Involuntary::default(),
+        ..randomx(1, 60 * SECOND_NS)
+    };
+    update(&mut tests, &[unseen]);
+    let evidence = tests.close(TENANT, 60 * SECOND_NS, LIVE);
+    assert!(evidence.fp_rounding.concluded && evidence.fp_rounding.duty < 1e-9);
+}
+
+#[test]
+fn two_classes_of_evidence_of_two_threads_are_no_mining() {
+    // One in all four modes with plain registers, one in a single directed mode with random registers.
+    let modes = |tid| delta(tid, 10 * SECOND_NS, [100; 4], [0; 4]);
+    let random = |tid| delta(tid, 10 * SECOND_NS, [0, 0, 400, 0], [0, 0, 400, 0]);
+    let level = |one: &dyn Fn(u32) -> ThreadDelta, other: &dyn Fn(u32) -> ThreadDelta| {
+        let mut tests = Tests::default();
+        for _ in 0..3 {
+            update(&mut tests, &[one(1), other(2)]);
+            tests.close(TENANT, 10 * SECOND_NS, LIVE);
+        }
+        update(&mut tests, &[one(1), other(2)]);
+        davy_evidence::verdict(&tests.close(TENANT, 10 * SECOND_NS, LIVE)).level
+    };
+    assert_eq!(level(&modes, &random), davy_evidence::Level::Suspect);
+    assert_eq!(
+        level(&modes, &|tid| randomx(tid, 10 * SECOND_NS)),
+        davy_evidence::Level::Mining
+    );
 }

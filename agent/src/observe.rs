@@ -377,9 +377,10 @@ impl<S: ThreadSource, P: Processes> Observer<S, P> {
                 continue;
             }
             let sums = sums.remove(&tenant.index).unwrap_or_default();
+            let all_modes = self.tests.in_all_modes(tenant.index);
             let mut evidence = self.tests.close(tenant.index, span_ns, host);
             let pmu = self.pmu.as_mut();
-            evidence.pmu = pmu.map(|pmu| pmu.close(tenant.index, span_ns));
+            evidence.pmu = pmu.map(|pmu| pmu.close(tenant.index, span_ns, &all_modes));
             let guest = self.guests.close(tenant.index, guest_host);
             evidence.kvm_exits = guest.map(|guest| guest.kvm_exits);
             evidence.msr_writes = guest.map(|guest| guest.msr_writes);

@@ -47,6 +47,8 @@ fn compute_randomx(observer: &mut Observer<Script, ScriptedProcesses>) {
         slot.modes[mode] += samples;
         slot.random[mode] += samples;
     }
+    slot.involuntary_looks += 300;
+    slot.involuntary_directed += 200;
 }
 
 #[test]

@@ -18,7 +18,7 @@ use crate::{
     kernel::Reading,
     sensor::{
         cpu::CpuFigures,
-        fp_rounding::{self, Modes},
+        fp_rounding::{self, Involuntary, Modes},
         register_randomness::{self, General},
     },
 };
@@ -59,6 +59,8 @@ pub struct ThreadDelta {
     pub random: Modes,
     /// Samples of general registers.
     pub general: General,
+    /// Looks after an involuntary switch.
+    pub involuntary: Involuntary,
 }
 
 /// Sums over a tenant's threads within a window.
@@ -90,6 +92,7 @@ struct Thread {
     modes: Modes,
     random: Modes,
     general: General,
+    involuntary: Involuntary,
     window: u64,
     round: u64,
 }
@@ -192,6 +195,7 @@ impl Accountant {
             modes: [0; 4],
             random: [0; 4],
             general: General::default(),
+            involuntary: Involuntary::default(),
             window: u64::MAX,
             round: 0,
         });
@@ -209,6 +213,7 @@ impl Accountant {
             modes,
             random: register_randomness::since(slot, &before.random, &modes),
             general: General::of(slot).since(before.general),
+            involuntary: Involuntary::of(slot).since(before.involuntary),
         });
         let thread = Thread {
             tenant: tenant.filter(|_| !reading.ended()),
@@ -217,6 +222,7 @@ impl Accountant {
             modes: slot.modes,
             random: slot.random,
             general: General::of(slot),
+            involuntary: Involuntary::of(slot),
             window: before.window,
             round: self.round,
         };
@@ -268,6 +274,7 @@ fn nothing_more(thread: ThreadKey, tenant: TenantIndex, cpu_number: u32) -> Thre
         modes: [0; 4],
         random: [0; 4],
         general: General::default(),
+        involuntary: Involuntary::default(),
     }
 }
 

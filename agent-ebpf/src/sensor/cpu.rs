@@ -9,7 +9,7 @@
 //! on each CPU whenever a watched thread leaves: its `last_arrival` is the one clock at the moment the slot has the other
 //! of. The wait reckoned so stands until the thread leaves and the book itself is copied.
 
-use davy_abi::{Cpu, Slot};
+use davy_abi::{Cpu, FLAG_INVOLUNTARY, Slot};
 
 use crate::task::Task;
 
@@ -41,7 +41,12 @@ pub fn enter(slot: &mut Slot, task: Task, now_ns: u64, cpu_number: u32, cpu: &mu
 /// The thread leaves its CPU.
 #[inline(always)]
 pub fn leave(slot: &mut Slot, task: Task, cpu: &mut Cpu) {
+    let before = slot.involuntary_switches;
     book(slot, task);
+    slot.flags &= !FLAG_INVOLUNTARY;
+    if slot.involuntary_switches != before {
+        slot.flags |= FLAG_INVOLUNTARY;
+    }
     if slot.running_since_ns != 0 {
         cpu.ahead_ns = task.last_arrival_ns().wrapping_sub(slot.running_since_ns);
     }

@@ -7,7 +7,7 @@ pub mod msr_writes;
 pub mod register_randomness;
 pub mod waits;
 
-use davy_abi::{FLAG_CONFIDENTIAL, FLAG_VCPU, GENERAL_EVERY, Slot};
+use davy_abi::{FLAG_CONFIDENTIAL, FLAG_INVOLUNTARY, FLAG_VCPU, GENERAL_EVERY, Slot};
 
 use crate::{
     registers::{self, general, vector},
@@ -67,9 +67,14 @@ fn look_at_vectors(slot: &mut Slot, task: Task) {
         return registers::failed();
     };
     slot.looks += 1;
+    let involuntary = u64::from(slot.flags & FLAG_INVOLUNTARY != 0);
+    slot.involuntary_looks += involuntary;
     if let vector::Look::Changed { mode, random } = look {
         fp_rounding::count(slot, mode);
         register_randomness::count(slot, mode, random);
+        if mode != 0 {
+            slot.involuntary_directed += involuntary;
+        }
     }
 }
 
@@ -87,4 +92,6 @@ pub fn forget(slot: &mut Slot) {
     slot.general_random = 0;
     slot.general_digests = [0; 4];
     slot.general_looked = 0;
+    slot.involuntary_looks = 0;
+    slot.involuntary_directed = 0;
 }

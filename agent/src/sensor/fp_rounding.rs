@@ -14,6 +14,42 @@ pub fn since(slot: &Slot, before: &Modes) -> Modes {
     difference(&slot.modes, before)
 }
 
+/// Looks at the vector registers of a thread that had left its CPU involuntarily: what ran on it is met so in proportion to its time,
+/// however often it sleeps.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Involuntary {
+    /// All of them.
+    pub looks: u64,
+    /// Those that found a sample outside rounding mode 0.
+    pub directed: u64,
+}
+
+impl Involuntary {
+    /// A slot's, since watching began.
+    #[must_use]
+    pub fn of(slot: &Slot) -> Self {
+        Self {
+            looks: slot.involuntary_looks,
+            directed: slot.involuntary_directed,
+        }
+    }
+
+    /// What was added since `before`.
+    #[must_use]
+    pub fn since(self, before: Self) -> Self {
+        let looks = self.looks.saturating_sub(before.looks);
+        // A slot is read while it is written: the two may be one look apart.
+        let directed = self.directed.saturating_sub(before.directed).min(looks);
+        Self { looks, directed }
+    }
+
+    /// Adds `other`, saturating.
+    pub fn add(&mut self, other: Self) {
+        self.looks = self.looks.saturating_add(other.looks);
+        self.directed = self.directed.saturating_add(other.directed);
+    }
+}
+
 /// Whether samples lie in at least one directed mode (1..3): only then can evidence be forming.
 #[must_use]
 pub fn any_directed(modes: &Modes) -> bool {

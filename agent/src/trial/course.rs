@@ -17,7 +17,12 @@ use super::{
 };
 use crate::{
     evidence::{HostSensors, Tests},
-    sensor::{cpu::CpuFigures, fp_rounding::add, pmu::mixes::Turn, register_randomness::General},
+    sensor::{
+        cpu::CpuFigures,
+        fp_rounding::{Involuntary, add},
+        pmu::mixes::Turn,
+        register_randomness::General,
+    },
     window::{ThreadDelta, ThreadKey},
 };
 
@@ -210,6 +215,8 @@ impl Course {
                 random: delta.random,
                 general_samples: delta.general.samples,
                 general_random: delta.general.random,
+                involuntary_looks: delta.involuntary.looks,
+                involuntary_directed: delta.involuntary.directed,
                 vcpu: delta.is_vcpu,
                 confidential: delta.is_confidential,
                 ended: delta.ended,
@@ -311,10 +318,11 @@ pub fn replay(document: &Document) -> Judged {
     for window in &document.windows {
         let deltas: Vec<_> = window.by_thread.iter().map(|p| delta(TENANT, p)).collect();
         tests.update(&deltas, |_| false);
+        let all_modes = tests.in_all_modes(TENANT);
         let mut evidence = tests.close(TENANT, window.span_ns, host);
         let ended = window.by_thread.iter().filter(|part| part.ended);
         let ended = ended.map(|part| part.thread);
-        evidence.pmu = counters.window(TENANT, window.span_ns, ended);
+        evidence.pmu = counters.window(TENANT, window.span_ns, &all_modes, ended);
         judge.add(&evidence);
     }
     judge.judged()
@@ -329,6 +337,8 @@ fn delta(tenant: u32, part: &Part) -> ThreadDelta {
         random,
         general_samples,
         general_random,
+        involuntary_looks,
+        involuntary_directed,
         vcpu,
         confidential,
         ended,
@@ -354,6 +364,10 @@ fn delta(tenant: u32, part: &Part) -> ThreadDelta {
         general: General {
             samples: general_samples,
             random: general_random,
+        },
+        involuntary: Involuntary {
+            looks: involuntary_looks,
+            directed: involuntary_directed,
         },
     }
 }

@@ -20,6 +20,8 @@ fn part(thread: u32, modes: [u64; 4], random: [u64; 4]) -> ThreadDelta {
             random,
             general_samples: modes.iter().sum(),
             general_random: 0,
+            involuntary_looks: modes.iter().sum(),
+            involuntary_directed: modes[1..].iter().sum(),
             vcpu: false,
             confidential: false,
             ended: false,
@@ -216,7 +218,8 @@ fn the_documents_shape_is_what_its_readers_expect() {
         serde_json::json!({
             "thread": 0, "on_cpu_ns": 900_000_000, "looks": 200,
             "modes": [64, 46, 44, 46], "random": [64, 46, 44, 46],
-            "general_samples": 200
+            "general_samples": 200,
+            "involuntary_looks": 200, "involuntary_directed": 136
         })
     );
     for name in ["seconds", "cpu_seconds", "threads", "samples", "verdict"] {
@@ -239,7 +242,7 @@ fn counted(matched: bool) -> Document {
         };
         mixes.add(&turn);
         course.take_turns([&turn].into_iter());
-        let standing = mixes.close(1, SECOND_NS);
+        let standing = mixes.close(1, SECOND_NS, &tests.in_all_modes(1));
         let mut evidence = tests.close(1, SECOND_NS, HOST);
         evidence.pmu = Some(davy_evidence::Pmu {
             state: SensorState::Live,

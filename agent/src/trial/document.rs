@@ -261,6 +261,12 @@ pub struct Part {
     /// Of those, with enough random registers.
     #[serde(skip_serializing_if = "is_zero", default)]
     pub general_random: u64,
+    /// Looks at the vector registers after it had left its CPU involuntarily.
+    #[serde(skip_serializing_if = "is_zero", default)]
+    pub involuntary_looks: u64,
+    /// Of those, with a sample outside rounding mode 0.
+    #[serde(skip_serializing_if = "is_zero", default)]
+    pub involuntary_directed: u64,
     /// It is a vCPU.
     #[serde(skip_serializing_if = "is_false", default)]
     pub vcpu: bool,

@@ -9,6 +9,7 @@ use super::{
     document::{Document, PARTS_MAX},
 };
 use crate::{
+    evidence::InAllModes,
     sensor::pmu::mixes::{Mixes, Turn},
     window::ThreadKey,
 };
@@ -234,6 +235,7 @@ impl<'a> Replay<'a> {
         &mut self,
         tenant: TenantIndex,
         span_ns: u64,
+        all_modes: &InAllModes,
         ended: impl Iterator<Item = u32>,
     ) -> Option<Evidence> {
         let document = self.document?;
@@ -255,7 +257,7 @@ impl<'a> Replay<'a> {
             self.mixes.end(key(thread), tenant);
         }
         self.window += 1;
-        let standing = self.mixes.close(tenant, span_ns);
+        let standing = self.mixes.close(tenant, span_ns, all_modes);
         Some(Evidence {
             state: document.state,
             mix_state: document.mix_state,

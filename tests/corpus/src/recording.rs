@@ -1,7 +1,8 @@
 //! A recording: a trial's document, its feature trace packed, with what is needed to make it again.
 //!
 //! A thread's entry of the trace is a row of numbers: thread, CPU time in ns, looks, samples by rounding mode 0 to 3, random ones by
-//! rounding mode 0 to 3, 1 if it is the thread's last, samples of general registers, random ones of these. Trailing zeros are left out. A trace too long for a recording is packed
+//! rounding mode 0 to 3, 1 if it is the thread's last, samples of general registers, random ones of these, looks at vector registers after involuntary
+//! switches, those of them that found a sample outside mode 0. Trailing zeros are left out. A trace too long for a recording is packed
 //! further ([`Recording::shorten`]): entries of a thread within a window are added up, then the last windows go.
 
 use std::{collections::BTreeMap, fmt::Write as _, path::Path};
@@ -178,7 +179,12 @@ fn row(part: &Part) -> Vec<u64> {
     let mut row = vec![u64::from(part.thread), part.on_cpu_ns, part.looks];
     row.extend(part.modes.iter().chain(&part.random));
     row.push(u64::from(part.ended));
-    row.extend([part.general_samples, part.general_random]);
+    row.extend([
+        part.general_samples,
+        part.general_random,
+        part.involuntary_looks,
+        part.involuntary_directed,
+    ]);
     let length = row.iter().rposition(|&n| n != 0).map_or(1, |at| at + 1);
     row.truncate(length);
     row
@@ -227,6 +233,8 @@ fn part(row: &[u64]) -> Part {
         random: [n(7), n(8), n(9), n(10)],
         general_samples: n(12),
         general_random: n(13),
+        involuntary_looks: n(14),
+        involuntary_directed: n(15),
         vcpu: false,
         confidential: false,
         ended: n(11) != 0,
@@ -247,6 +255,8 @@ mod tests {
             random: [0, 0, 2, 0],
             general_samples: 4,
             general_random: 3,
+            involuntary_looks: 6,
+            involuntary_directed: 1,
             vcpu: false,
             confidential: false,
             ended: true,
@@ -256,6 +266,8 @@ mod tests {
             random: [0; 4],
             general_samples: 0,
             general_random: 0,
+            involuntary_looks: 0,
+            involuntary_directed: 0,
             ended: false,
             ..entry
         };

@@ -42,8 +42,8 @@ const IDLE: Plan = Plan {
 const SERVICE_PATIENCE: Duration = Duration::from_secs(90);
 /// Patience for what needs many samples of a guest.
 const EVIDENCE_PATIENCE: Duration = Duration::from_secs(150);
-/// Samples of the busy guest, at the least, before its silence counts.
-const QUIET_SAMPLES_MIN: u64 = 40;
+/// Samples of the busy guest, at the least, before its silence counts: as many as `fp_rounding` needs to tell.
+const QUIET_SAMPLES_MIN: u64 = davy_evidence::fp_rounding::SAMPLES_TO_TELL;
 /// Windows of a quiet guest, at the least, after the miner's test concluded.
 const QUIET_WINDOWS_MIN: usize = 5;
 /// Span over which CPU time is compared.
@@ -366,25 +366,11 @@ async fn miner_found(inventory: &mut Inventory, report: &mut Report, since: u64)
             if let Err(error) = inventory.look().await {
                 return State::NotYet(format!("{error:#}"));
             }
-            // `mining` needs a second class of evidence: it is due where that sensor measures.
-            let second = inventory
-                .evidence(MINER.name)
-                .and_then(|evidence| evidence.register_randomness.as_ref())
-                .is_some_and(|random| random.state() == SensorState::Live);
-            let due = if second {
-                VerdictLevel::Mining
-            } else {
-                VerdictLevel::Suspect
-            };
             match inventory.verdict(MINER.name) {
-                Some((level, reasons)) if level >= due => {
-                    State::Reached(format!("{}: {reasons}", level.as_str_name()))
+                Some((VerdictLevel::Mining, reasons)) => State::Reached(reasons),
+                Some((level, reasons)) => {
+                    State::NotYet(format!("{}: {reasons}", level.as_str_name()))
                 }
-                Some((level, reasons)) => State::NotYet(format!(
-                    "{}, due {}: {reasons}",
-                    level.as_str_name(),
-                    due.as_str_name()
-                )),
                 None => State::NotYet("no verdict".to_owned()),
             }
         })

@@ -9,7 +9,7 @@ use davy_abi::TenantIndex;
 use davy_evidence::{Pmu, ResumeError, pmu::Test};
 
 use crate::{
-    evidence::{CARRIED_NS_MAX, DUTY_SPAN_NS},
+    evidence::{CARRIED_NS_MAX, DUTY_SPAN_NS, InAllModes},
     window::ThreadKey,
 };
 
@@ -107,8 +107,9 @@ impl Mixes {
         }
     }
 
-    /// Where the tenant's tests stand at the end of the window of `span_ns`; a new window begins.
-    pub fn close(&mut self, tenant: TenantIndex, span_ns: u64) -> Standing {
+    /// Where the tenant's tests stand at the end of the window of `span_ns`; a new window begins. The test nearest to a
+    /// conclusion is one of those that `all_modes` admits.
+    pub fn close(&mut self, tenant: TenantIndex, span_ns: u64, all_modes: &InAllModes) -> Standing {
         let Some(tenant) = self.tenants.get_mut(&tenant) else {
             return Standing::default();
         };
@@ -121,9 +122,14 @@ impl Mixes {
             .collect();
         let nearest = tenant
             .threads
-            .values()
-            .map(|thread| &thread.test)
-            .chain(tenant.carried.as_ref().map(|carried| &carried.test))
+            .iter()
+            .filter(|&(&key, _)| all_modes.admits(key))
+            .map(|(_, thread)| &thread.test)
+            .chain(
+                (tenant.carried.as_ref())
+                    .filter(|_| all_modes.admits_carried())
+                    .map(|carried| &carried.test),
+            )
             .max_by(|a, b| {
                 (a.concluded().cmp(&b.concluded()))
                     .then(a.llr().total_cmp(&b.llr()))
@@ -210,17 +216,31 @@ mod tests {
         }
     }
 
+    fn close(mixes: &mut Mixes, tenant: TenantIndex, span_ns: u64) -> Standing {
+        mixes.close(tenant, span_ns, &InAllModes::default())
+    }
+
+    #[test]
+    fn a_mix_counts_on_the_thread_that_is_in_all_modes() {
+        let mut mixes = Mixes::default();
+        turns(&mut mixes, 1, true, 20);
+        turns(&mut mixes, 2, false, 20);
+        let on = |slot| InAllModes::of([key(slot)], false);
+        assert!(!mixes.close(TENANT, SECOND_NS, &on(2)).nearest.concluded());
+        assert!(mixes.close(TENANT, SECOND_NS, &on(1)).nearest.concluded());
+    }
+
     #[test]
     fn turns_of_different_threads_are_never_added_up() {
         let mut mixes = Mixes::default();
         for slot in 0..4 {
             turns(&mut mixes, slot, true, 5);
         }
-        let standing = mixes.close(TENANT, SECOND_NS);
+        let standing = close(&mut mixes, TENANT, SECOND_NS);
         assert_eq!((standing.turns, standing.matches), (20, 20));
         assert!(!standing.nearest.concluded());
         turns(&mut mixes, 2, true, 6);
-        let standing = mixes.close(TENANT, SECOND_NS);
+        let standing = close(&mut mixes, TENANT, SECOND_NS);
         assert_eq!(standing.turns, 6);
         assert_eq!(standing.concluded, BTreeSet::from([key(2)]));
     }
@@ -231,10 +251,14 @@ mod tests {
         turns(&mut mixes, 1, true, 20);
         mixes.end(key(1), TENANT);
         for _ in 0..6 {
-            assert!(mixes.close(TENANT, 10 * SECOND_NS).nearest.concluded());
+            assert!(
+                close(&mut mixes, TENANT, 10 * SECOND_NS)
+                    .nearest
+                    .concluded()
+            );
         }
-        mixes.close(TENANT, 10 * SECOND_NS);
-        assert!(!mixes.close(TENANT, SECOND_NS).nearest.concluded());
+        close(&mut mixes, TENANT, 10 * SECOND_NS);
+        assert!(!close(&mut mixes, TENANT, SECOND_NS).nearest.concluded());
     }
 
     #[test]
@@ -248,10 +272,10 @@ mod tests {
         let mut mixes = Mixes::default();
         mixes.resume(TENANT, &stored).unwrap();
         turns(&mut mixes, 1, false, 1);
-        let standing = mixes.close(TENANT, SECOND_NS);
+        let standing = close(&mut mixes, TENANT, SECOND_NS);
         assert!(standing.nearest.concluded() && standing.concluded.is_empty());
         turns(&mut mixes, 2, true, 1);
-        let standing = mixes.close(TENANT, SECOND_NS);
+        let standing = close(&mut mixes, TENANT, SECOND_NS);
         assert_eq!(standing.nearest.turns(), 31);
         assert_eq!(standing.concluded, BTreeSet::from([key(2)]));
     }
@@ -265,8 +289,12 @@ mod tests {
         };
         let mut mixes = Mixes::default();
         mixes.resume(TENANT, &stored).unwrap();
-        assert!(mixes.close(TENANT, CARRIED_NS_MAX).nearest.concluded());
-        assert!(!mixes.close(TENANT, SECOND_NS).nearest.concluded());
+        assert!(
+            close(&mut mixes, TENANT, CARRIED_NS_MAX)
+                .nearest
+                .concluded()
+        );
+        assert!(!close(&mut mixes, TENANT, SECOND_NS).nearest.concluded());
     }
 
     #[test]
@@ -274,10 +302,10 @@ mod tests {
         let mut mixes = Mixes::default();
         turns(&mut mixes, 1, true, 20);
         mixes.merge(TENANT, 9);
-        let standing = mixes.close(9, SECOND_NS);
+        let standing = close(&mut mixes, 9, SECOND_NS);
         assert!(standing.nearest.concluded());
         assert_eq!(standing.turns, 20);
         mixes.forget(9);
-        assert_eq!(mixes.close(9, SECOND_NS), Standing::default());
+        assert_eq!(close(&mut mixes, 9, SECOND_NS), Standing::default());
     }
 }

@@ -40,6 +40,7 @@ use self::{
     thread::{Figures, Outcome, Thread, has_mix},
 };
 use crate::{
+    evidence::InAllModes,
     kernel::{Reading, perf::Scope},
     window::ThreadKey,
 };
@@ -315,13 +316,13 @@ impl Pmu {
     }
 
     /// What was counted for a tenant in the window of `span_ns`, after [`Pmu::collect`]; a new window begins.
-    pub fn close(&mut self, tenant: TenantIndex, span_ns: u64) -> Evidence {
+    pub fn close(&mut self, tenant: TenantIndex, span_ns: u64, all_modes: &InAllModes) -> Evidence {
         let Ok(host) = &self.host else {
             // What a detector had stored still stands: the counters may have been there before the agent's start.
             return Evidence {
                 state: SensorState::Unsupported,
                 mix_state: SensorState::Unsupported,
-                ..stored(&self.mixes.close(tenant, span_ns))
+                ..stored(&self.mixes.close(tenant, span_ns, all_modes))
             };
         };
         let has_mix = has_mix(&host.plans[0]);
@@ -334,7 +335,7 @@ impl Pmu {
             }
             of != tenant
         });
-        let standing = self.mixes.close(tenant, span_ns);
+        let standing = self.mixes.close(tenant, span_ns, all_modes);
         let mut evidence = Evidence {
             hash_rate: hash_rate(&figures, &standing, span_ns),
             ..sums(&figures, stored(&standing))

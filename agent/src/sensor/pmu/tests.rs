@@ -68,7 +68,8 @@ impl Bench {
 
     fn close(&mut self, seconds: u64) -> Evidence {
         self.pmu.collect();
-        self.pmu.close(TENANT, seconds * SECOND_NS)
+        self.pmu
+            .close(TENANT, seconds * SECOND_NS, &InAllModes::default())
     }
 }
 
