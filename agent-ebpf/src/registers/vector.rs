@@ -133,7 +133,7 @@ pub fn look(slot: &mut Slot, fpstate: Fpstate, head: Head) -> Option<Look> {
                 slot.digests[place] = digests;
                 changed = true;
                 if undecided {
-                    half.judge(GROUP * (group - 1), difference, &mut found);
+                    half.judge(GROUP * (group - 1), difference, mode, &mut found);
                     let remaining = (REGISTERS - number - GROUP * group) as u64;
                     undecided = register_randomness::is_undecided(found, mode, remaining);
                 }
@@ -220,15 +220,28 @@ impl Half {
 
     /// Adds those of four that changed and look random to what was found.
     #[inline(always)]
-    fn judge(&self, first: usize, difference: u64, found: &mut Found) {
-        let (mut not_full, mut not_random) = (0, 0);
-        let mut number = 0;
+    fn judge(&self, first: usize, difference: u64, mode: usize, found: &mut Found) {
+        const ALL: u64 = (1 << GROUP) - 1;
+        let mut no = 0;
+        let mut number = zero();
         while number < GROUP {
             let (low, high) = self.register(first + number);
-            let verdict = judge::vector(low, high);
+            let same = !differs(difference, number);
+            no |= ((judge::at_first_sight(low, high) | same) >> 63) << number;
+            number += 1;
+        }
+        // In mode 0 those that are full and not random do not count.
+        if no == ALL && mode == 0 {
+            return;
+        }
+        let (mut not_full, mut not_random) = (0, 0);
+        let mut number = zero();
+        while number < GROUP {
+            let (low, high) = self.register(first + number);
+            let verdict = judge::by_counting(low, high);
             let same = !differs(difference, number) & judge::NO;
             not_full += (verdict.not_full | same) >> 63;
-            not_random += (verdict.not_random | same) >> 63;
+            not_random += (verdict.not_random >> 63) | ((no >> number) & 1);
             number += 1;
         }
         found.full += GROUP as u64 - not_full;
