@@ -18,29 +18,32 @@ pub struct Verdict {
     pub not_random: u64,
 }
 
-/// The part of judging a vector register that counts no bits, and settles most of what honest programs keep. "No" if
-/// - both halves look like a `double` near 1, or three quarters like a `float` near 1: numeric code;
-/// - of the top bits of the 16 bytes not two are 1, or not two are 0: ASCII and small bytes;
-/// - both halves have a byte of 0, as one random register in a thousand has: small integers.
+/// "No" to a vector register by what settles most of what honest programs keep without counting bits: what fails is not random by
+/// [`vector`] either, but for one in a thousand. "No" if it fails [`no_numbers`], or both halves have a byte of 0: small integers.
 #[inline(always)]
 pub fn at_first_sight(low: u64, high: u64) -> u64 {
+    no_numbers(low, high) | (at_least_one(zero_bytes(low)) & at_least_one(zero_bytes(high)))
+}
+
+/// "No" if
+/// - both halves look like a `double` near 1, or three quarters like a `float` near 1: numeric code;
+/// - of the top bits of the 16 bytes not two are 1, or not two are 0: ASCII and small bytes.
+#[inline(always)]
+fn no_numbers(low: u64, high: u64) -> u64 {
     let doubles = !(not_double_near_one(low) | not_double_near_one(high));
     let not_floats = not_floats_near_one(low) | (not_floats_near_one(high) >> 1);
     let top_bits = (low & TOP_BITS) | ((high & TOP_BITS) >> 1);
     let no_top_bits = top_bits ^ (TOP_BITS | (TOP_BITS >> 1));
-    doubles
-        | !at_least_two(not_floats)
-        | !(at_least_two(top_bits) & at_least_two(no_top_bits))
-        | (at_least_one(zero_bytes(low)) & at_least_one(zero_bytes(high)))
+    doubles | !at_least_two(not_floats) | !(at_least_two(top_bits) & at_least_two(no_top_bits))
 }
 
-/// The other part, by
+/// Judges one vector register, by [`no_numbers`] and
 /// 1. ones in each half (sd 4) and ones in the halves' difference (sd 4): zeroes, small integers, pointers and
 ///    equal lanes fail; mantissas pass;
 /// 2. bit changes along both halves, at every other place (sd 4): runs and sign-extended integers fail. What passes is full;
 /// 3. bits 4 to 7 of neighbouring bytes differ as often as not (sd 3.7 of 56): pixels and text fail.
 #[inline(always)]
-pub fn by_counting(low: u64, high: u64) -> Verdict {
+pub fn vector(low: u64, high: u64) -> Verdict {
     const EVEN: u64 = 0x5555_5555_5555_5555;
     const HIGH_NIBBLES: u64 = 0x00f0_f0f0_f0f0_f0f0;
     let changes = ((low ^ (low >> 1)) & EVEN) | ((high ^ (high >> 1)) & !EVEN);
@@ -50,7 +53,8 @@ pub fn by_counting(low: u64, high: u64) -> Verdict {
         | outside(ones(changes), 32, 14);
     let low_steps = (low ^ (low >> 8)) & HIGH_NIBBLES;
     let high_steps = (high ^ (high >> 8)) & HIGH_NIBBLES;
-    let not_random = not_full | outside(ones(low_steps | (high_steps >> 4)), 28, 13);
+    let not_random =
+        not_full | no_numbers(low, high) | outside(ones(low_steps | (high_steps >> 4)), 28, 13);
     Verdict {
         not_full,
         not_random,

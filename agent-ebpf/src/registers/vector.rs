@@ -218,30 +218,35 @@ impl Half {
         digests
     }
 
+    /// Whether none of four looks random, by the cheaper part of judging alone.
+    #[inline(always)]
+    fn none_random_at_first_sight(&self, first: usize) -> bool {
+        let mut number = zero();
+        while number < GROUP {
+            let (low, high) = self.register(first + number);
+            if judge::at_first_sight(low, high) >> 63 == 0 {
+                return false;
+            }
+            number += 1;
+        }
+        true
+    }
+
     /// Adds those of four that changed and look random to what was found.
     #[inline(always)]
     fn judge(&self, first: usize, difference: u64, mode: usize, found: &mut Found) {
-        const ALL: u64 = (1 << GROUP) - 1;
-        let mut no = 0;
-        let mut number = zero();
-        while number < GROUP {
-            let (low, high) = self.register(first + number);
-            let same = !differs(difference, number);
-            no |= ((judge::at_first_sight(low, high) | same) >> 63) << number;
-            number += 1;
-        }
         // In mode 0 those that are full and not random do not count.
-        if no == ALL && mode == 0 {
+        if mode == 0 && self.none_random_at_first_sight(first) {
             return;
         }
         let (mut not_full, mut not_random) = (0, 0);
-        let mut number = zero();
+        let mut number = 0;
         while number < GROUP {
             let (low, high) = self.register(first + number);
-            let verdict = judge::by_counting(low, high);
+            let verdict = judge::vector(low, high);
             let same = !differs(difference, number) & judge::NO;
             not_full += (verdict.not_full | same) >> 63;
-            not_random += (verdict.not_random >> 63) | ((no >> number) & 1);
+            not_random += (verdict.not_random | same) >> 63;
             number += 1;
         }
         found.full += GROUP as u64 - not_full;
