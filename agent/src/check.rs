@@ -9,8 +9,10 @@ use davy_evidence::SensorState;
 use serde::Serialize;
 
 use crate::{
+    config::Config,
     error::chain,
     kernel::{Kernel, KernelOptions, Requirement, requirements},
+    nudge,
     sensor::pmu::{self, Pmu},
     source::ThreadSource,
     tenant::discover::{ProcFs, Processes as _},
@@ -78,7 +80,11 @@ pub struct Loaded {
 
 /// Puts the report together. Pure.
 #[must_use]
-pub fn report(requirements: &[Requirement], loaded: &Loaded) -> Report {
+pub fn report(
+    requirements: &[Requirement],
+    loaded: &Loaded,
+    nudging: Result<String, String>,
+) -> Report {
     let mut capabilities: Vec<_> = requirements
         .iter()
         .map(|requirement| {
@@ -112,6 +118,11 @@ pub fn report(requirements: &[Requirement], loaded: &Loaded) -> Report {
                 .unwrap_or_else(|| "by fpstate.is_guest, whatever VMM runs them".to_owned()),
         });
     }
+    capabilities.push(Capability {
+        name: "nudging".to_owned(),
+        present: nudging.is_ok(),
+        detail: nudging.unwrap_or_else(|why| why),
+    });
     let sensors = if usable {
         loaded
             .sensors
@@ -171,9 +182,9 @@ pub fn table(report: &Report) -> String {
     text
 }
 
-/// What the performance counters can do here, with the default options.
-fn counters() -> (&'static str, SensorState, String) {
-    match Pmu::of_this_host(&pmu::Options::default()).capability() {
+/// What the performance counters can do here.
+fn counters(options: &pmu::Options) -> (&'static str, SensorState, String) {
+    match Pmu::of_this_host(options).capability() {
         Ok(counted) => (pmu::NAME, SensorState::Live, counted),
         Err(reason) => (pmu::NAME, SensorState::Unsupported, reason),
     }
@@ -183,7 +194,7 @@ fn counters() -> (&'static str, SensorState, String) {
 ///
 /// # Errors
 /// If standard output cannot be written.
-pub fn print(json: bool) -> anyhow::Result<ExitCode> {
+pub fn print(config: &Config, json: bool) -> anyhow::Result<ExitCode> {
     let options = KernelOptions {
         slots_max: 64,
         ..KernelOptions::default()
@@ -193,7 +204,7 @@ pub fn print(json: bool) -> anyhow::Result<ExitCode> {
             // As if there were guests: only then is it known whether the tracepoints can be attached.
             kernel.follow_guests(true);
             let mut sensors = kernel.sensors();
-            sensors.push(counters());
+            sensors.push(counters(&config.pmu));
             Loaded {
                 error: None,
                 vcpus_unsupported: ThreadSource::vcpus_unsupported(&kernel)
@@ -206,7 +217,7 @@ pub fn print(json: bool) -> anyhow::Result<ExitCode> {
             ..Loaded::default()
         },
     };
-    let report = report(&requirements(), &loaded);
+    let report = report(&requirements(), &loaded, nudge::reach(&config.nudge));
     let mut text = if json {
         serde_json::to_string_pretty(&report).context("cannot write the report as JSON")?
     } else {
@@ -242,7 +253,11 @@ mod tests {
             error: Some("needs root: run it with sudo".to_owned()),
             ..Loaded::default()
         };
-        let report = report(&[requirement(Err("run it with sudo"))], &loaded);
+        let report = report(
+            &[requirement(Err("run it with sudo"))],
+            &loaded,
+            Ok("2 of 2 CPUs".to_owned()),
+        );
         assert!(!report.usable);
         assert!(report.sensors.iter().all(|sensor| !sensor.supported));
         let text = table(&report);
@@ -264,11 +279,16 @@ mod tests {
             vcpus_unsupported: Some("kernel before 5.16".to_owned()),
             error: None,
         };
-        let report = report(&[requirement(Ok("root"))], &loaded);
+        let report = report(
+            &[requirement(Ok("root"))],
+            &loaded,
+            Err("none of 2 CPUs".to_owned()),
+        );
         assert!(report.usable);
         let text = table(&report);
         assert!(text.contains("UNSUPPORTED") && text.contains("no field"));
         assert!(text.contains("kernel before 5.16"));
+        assert!(text.contains("none of 2 CPUs"));
         assert!(text.contains("can run here"));
     }
 }

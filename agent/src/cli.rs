@@ -50,6 +50,9 @@ enum Command {
     ///
     /// Loads the kernel half for a moment. Exit status 0 if the agent can run here, 1 if not.
     Check {
+        /// The configuration to check for; without it the defaults hold.
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
         /// Print one JSON document instead of a table.
         #[arg(long)]
         json: bool,
@@ -102,7 +105,9 @@ impl Cli {
                     .and_then(|config| run::run(&config))
                     .map(|()| ExitCode::SUCCESS)
             }
-            Command::Check { json } => check::print(json),
+            Command::Check { config, json } => {
+                configuration(config).and_then(|config| check::print(&config, json))
+            }
             Command::Trial(arguments) => try_out(arguments),
         };
         outcome.unwrap_or_else(|error| {

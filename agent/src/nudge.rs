@@ -157,12 +157,58 @@ fn selected(directory: &Path, excluded: &[u32]) -> std::io::Result<Vec<u32>> {
     ))
 }
 
+/// Which CPUs are nudged with these options, in words.
+///
+/// # Errors
+/// Why none is, and what to do.
+pub fn reach(options: &config::Nudge) -> Result<String, String> {
+    reach_in(options, Path::new(CPUS))
+}
+
+fn reach_in(options: &config::Nudge, lists: &Path) -> Result<String, String> {
+    if options.rest_hz <= 0.0 && options.closer_look_hz <= 0.0 {
+        return Err("off: nudge.rest_hz and nudge.closer_look_hz are 0; a vCPU alone on its CPU is hardly seen".to_owned());
+    }
+    let read = |excluded: &[u32]| {
+        selected(lists, excluded)
+            .map_err(|error| format!("the lists in {} cannot be read: {error}", lists.display()))
+    };
+    let excluded = parse_cpu_list(&options.exclude_cpus).unwrap_or_default();
+    let (nudged, not_isolated) = (read(&excluded)?.len(), read(&[])?.len());
+    let online = online_in(lists)
+        .map_err(|error| format!("the lists in {} cannot be read: {error}", lists.display()))?
+        .len();
+    let left_alone = format!(
+        "{} isolated or nohz_full, {} excluded by nudge.exclude_cpus",
+        online - not_isolated,
+        not_isolated - nudged
+    );
+    if nudged == 0 {
+        return Err(format!(
+            "none of {online} CPUs: {left_alone}; vCPUs there are looked at only when they are switched for other reasons"
+        ));
+    }
+    let config::Nudge {
+        rest_hz,
+        closer_look_hz,
+        closer_look_s,
+        exclude_cpus: _,
+    } = options;
+    Ok(format!(
+        "{nudged} of {online} CPUs ({left_alone}), {rest_hz} times a second, and {closer_look_hz} for {closer_look_s} s where evidence forms"
+    ))
+}
+
 /// The CPUs that are online.
 ///
 /// # Errors
 /// If the kernel does not say.
 pub fn online_cpus() -> std::io::Result<Vec<u32>> {
-    let list = std::fs::read_to_string(Path::new(CPUS).join("online"))?;
+    online_in(Path::new(CPUS))
+}
+
+fn online_in(lists: &Path) -> std::io::Result<Vec<u32>> {
+    let list = std::fs::read_to_string(lists.join("online"))?;
     parse_cpu_list(&list).map_err(std::io::Error::other)
 }
 

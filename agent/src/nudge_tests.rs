@@ -158,3 +158,22 @@ fn after_a_closer_look_a_cpu_rests() {
     nudger.look_closer(&[cpu], 110 * second);
     assert_eq!(nudger.cost(111 * second).closer_looks, 1);
 }
+
+#[test]
+fn what_is_nudged_is_said_and_what_is_not() {
+    let lists = Lists::make("reach", "0-3");
+    lists.set("isolated", "2-3");
+    let with = |exclude: &str| config::Nudge {
+        exclude_cpus: exclude.to_owned(),
+        ..config::Nudge::default()
+    };
+    let said = reach_in(&with("1"), &lists.0).unwrap();
+    assert!(
+        said.starts_with("1 of 4 CPUs (2 isolated or nohz_full, 1 excluded"),
+        "{said}"
+    );
+    let none = reach_in(&with("0-1"), &lists.0).unwrap_err();
+    assert!(none.starts_with("none of 4 CPUs"), "{none}");
+    let unreadable = reach_in(&with(""), &lists.0.join("nowhere")).unwrap_err();
+    assert!(unreadable.contains("cannot be read"), "{unreadable}");
+}

@@ -78,7 +78,7 @@ pub struct Entry {
 }
 
 fn seconds() -> u32 {
-    12
+    20
 }
 
 /// All of them.
