@@ -101,8 +101,8 @@ pub struct Slot {
     pub general_digests: [u64; 4],
     /// 1 once these hold a first look.
     pub general_looked: u64,
-    /// Looks at the vector registers of a thread that had left its CPU involuntarily: whatever computes is met so in proportion to
-    /// its time, however often it sleeps.
+    /// Looks at the vector registers of a thread that had left its CPU involuntarily (or yielded, which the kernel counts alike): what
+    /// computes is met so about in proportion to its time, however often it sleeps.
     pub involuntary_looks: u64,
     /// Those of them that found a sample outside rounding mode 0.
     pub involuntary_directed: u64,

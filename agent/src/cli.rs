@@ -71,6 +71,9 @@ enum Command {
 #[derive(Debug, Args)]
 #[command(group(ArgGroup::new("target").required(true).args(["command", "pid", "cgroup"])))]
 struct TrialArguments {
+    /// The agent's configuration, for which CPUs are never nudged and for the performance counters; without it the defaults hold.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
     /// How long at most, s; 1 to 86400.
     #[arg(long, value_name = "N", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     seconds: u64,
@@ -111,7 +114,8 @@ impl Cli {
             Command::Trial(arguments) => try_out(arguments),
         };
         outcome.unwrap_or_else(|error| {
-            eprintln!("davy-agent: {error:#}");
+            // Nobody may listen any more.
+            let _ = writeln!(std::io::stderr(), "davy-agent: {error:#}");
             ExitCode::FAILURE
         })
     }
@@ -119,6 +123,7 @@ impl Cli {
 
 fn try_out(arguments: TrialArguments) -> anyhow::Result<ExitCode> {
     let TrialArguments {
+        config,
         seconds,
         json,
         output,
@@ -136,6 +141,7 @@ fn try_out(arguments: TrialArguments) -> anyhow::Result<ExitCode> {
         length: Duration::from_secs(seconds),
         output,
         until,
+        config: configuration(config)?,
         ..Options::of(target)
     };
     let runtime = tokio::runtime::Builder::new_multi_thread()

@@ -10,15 +10,17 @@
 //! CPU time counts for the duty from the conclusion on, as far as it was `RandomX`'s: a vCPU is many programs' thread. Looks after an
 //! involuntary switch meet what runs on a thread in proportion to its time; the share of them that finds a sample outside rounding mode 0,
 //! against that of `RandomX` alone, is `RandomX`'s share of the time. Without such a look nothing counts. So a node that verifies now and
-//! then does not become a miner by what runs beside it, nor an honest program that follows one.
+//! then does not become a miner by what runs beside it, nor an honest program that follows one. Where a second class of evidence stands on
+//! one of the threads, only the time of threads counts on which both stand: what another thread does in all four modes is not that one's duty.
 //!
+//! A conclusion stands while samples come: after an hour without one of any kind a thread's tests begin anew.
 //! An ended thread, or one that left, counts until its CPU time has left the duty's span; then it is forgotten.
 //!
 //! What a detector had stored of a tenant's tests is a test of its own, without CPU time, until a thread that has given no
 //! sample yet gives one such as the tests look for: that thread goes on with it. It is dropped as soon as threads
 //! have concluded the same by themselves, and after an hour.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 
 use davy_abi::TenantIndex;
 use davy_evidence::{
@@ -39,11 +41,12 @@ use crate::{
 /// Over how much time the duty is averaged, ns.
 pub const DUTY_SPAN_NS: u64 = 60_000_000_000;
 
-/// For how long what a detector had stored stands without a thread that goes on with it, ns.
+/// For how long what a detector had stored stands without a thread that goes on with it, and a thread's tests without a sample, ns.
 pub const CARRIED_NS_MAX: u64 = 3_600_000_000_000;
 
 /// Share of looks at vector registers after involuntary switches that find a sample outside mode 0 where `RandomX` has all of a thread's
-/// time, at the least: the corpus' miners show DIRECTED_RANGE (docs/detection.md, "Duty").
+/// time. A prototype showed 68 % before the corpus was made; what `RandomX` computes between its programs lies in mode 0, and the room left
+/// overstates its share by an eighth at most.
 const DIRECTED_OF_LOOKS: f64 = 0.6;
 
 /// With so many looks after involuntary switches a window has a share of its own; windows with fewer have one together. Looks come more often
@@ -67,6 +70,9 @@ struct Thread {
     since: Concluded,
     /// The same in the windows closed within the duty's span, oldest first, aligned at the newest.
     closed: VecDeque<Concluded>,
+    /// Since its last sample, ns, and whether there was one in this window.
+    silent_ns: u64,
+    sampled: bool,
     is_confidential: bool,
     counts: bool,
     ended: bool,
@@ -77,6 +83,15 @@ struct Thread {
 struct Concluded {
     on_cpu_ns: u64,
     involuntary: Involuntary,
+}
+
+/// Threads of a tenant whose mix of floating-point operations is `RandomX`'s.
+#[derive(Debug, Default)]
+pub struct Mixing {
+    /// Them.
+    pub threads: BTreeSet<ThreadKey>,
+    /// Also what a detector had stored.
+    pub carried: bool,
 }
 
 /// Threads of a tenant that compute in all four rounding modes: whose `fp_rounding` stands concluded.
@@ -226,13 +241,17 @@ impl Tests {
     }
 
     /// The tenant's evidence of the window of `span_ns` that ends now; a new window begins.
+    ///
+    /// `mixing`: threads whose mix of floating-point operations stands concluded ([`crate::sensor::pmu`]).
     pub fn close(
         &mut self,
         tenant: TenantIndex,
         span_ns: u64,
         host: HostSensors,
+        mixing: &Mixing,
     ) -> TenantEvidence {
-        self.tenants.entry(tenant).or_default().close(span_ns, host)
+        let tenant = self.tenants.entry(tenant).or_default();
+        tenant.close(span_ns, host, mixing)
     }
 
     /// Makes the threads of `ended`, a tenant that ended in this window, threads of `successor`, which began in it.
@@ -264,6 +283,7 @@ impl Tests {
 impl Thread {
     /// Adds samples and CPU time; `true` if evidence is forming: a test that has not concluded moved towards it.
     fn add(&mut self, delta: &ThreadDelta) -> bool {
+        self.sampled |= all(&delta.modes) > 0 || delta.general.samples > 0;
         let before = self.register_randomness;
         let stood = self.fp_rounding.concluded();
         self.fp_rounding.add(delta.modes);
@@ -286,6 +306,20 @@ impl Thread {
         let now = self.register_randomness;
         let forms = |now: Standing, before: Standing| !now.concluded && now.llr > before.llr;
         fp_forms || forms(now.any(), before.any()) || forms(now.general(), before.general())
+    }
+
+    /// A window of `span_ns` has ended.
+    fn grow_silent(&mut self, span_ns: u64) {
+        let sampled = std::mem::take(&mut self.sampled);
+        self.silent_ns = if sampled {
+            0
+        } else {
+            self.silent_ns.saturating_add(span_ns)
+        };
+        if self.silent_ns > CARRIED_NS_MAX {
+            self.fp_rounding = fp_rounding::Test::default();
+            self.register_randomness = register_randomness::Test::default();
+        }
     }
 
     /// `stands`: whether `fp_rounding` stood concluded throughout the delta.
@@ -355,11 +389,11 @@ impl Tenant {
         )
     }
 
-    fn close(&mut self, span_ns: u64, host: HostSensors) -> TenantEvidence {
+    fn close(&mut self, span_ns: u64, host: HostSensors, mixing: &Mixing) -> TenantEvidence {
         self.drop_carried(span_ns);
         self.drop_old_windows(span_ns);
         let evidence = TenantEvidence {
-            fp_rounding: self.fp_rounding(host.fp_rounding),
+            fp_rounding: self.fp_rounding(host.fp_rounding, mixing),
             register_randomness: self.register_randomness(host.register_randomness),
             // Not a test's: the observer adds them.
             kvm_exits: None,
@@ -371,6 +405,7 @@ impl Tenant {
         for thread in self.threads.values_mut() {
             let closed = std::mem::take(&mut thread.since);
             thread.closed.push_back(closed);
+            thread.grow_silent(span_ns);
         }
         self.threads.retain(|_, thread| {
             !thread.ended
@@ -426,7 +461,7 @@ impl Tenant {
         }
     }
 
-    fn fp_rounding(&self, host: SensorState) -> FpRounding {
+    fn fp_rounding(&self, host: SensorState, mixing: &Mixing) -> FpRounding {
         let tests = || self.threads.values().filter(|thread| thread.counts);
         // A concluded test stands for the tenant even if another one has the greater sum just now.
         let nearest = tests()
@@ -441,7 +476,7 @@ impl Tenant {
             .unwrap_or_default();
         let concluded = || tests().filter(|thread| thread.fp_rounding.concluded());
         let span_ns = self.spans_ns.iter().sum::<u64>();
-        let (window_ns, duty_ns) = concluded().map(Thread::duty_ns).fold(
+        let (window_ns, duty_ns) = self.of_both_classes(mixing).map(Thread::duty_ns).fold(
             (0_u64, 0_u64),
             |(window, span), (more, longer)| {
                 (window.saturating_add(more), span.saturating_add(longer))
@@ -457,6 +492,28 @@ impl Tenant {
             concluded_on_cpu_ns: window_ns,
             duty: ratio(duty_ns, span_ns),
         }
+    }
+
+    /// The threads whose time counts: those in all four modes; where a second class of evidence stands on such a thread, or on what was
+    /// carried, only those on which it does.
+    fn of_both_classes<'a>(&'a self, mixing: &Mixing) -> impl Iterator<Item = &'a Thread> {
+        let carried = (self.carried.as_ref()).is_some_and(|carried| {
+            carried.fp_rounding.concluded()
+                && (carried.register_randomness.directed().concluded || mixing.carried)
+        });
+        let in_all_modes: Vec<_> = (self.threads.iter())
+            .filter(|(_, thread)| thread.counts && thread.fp_rounding.concluded())
+            .map(|(key, thread)| {
+                let second =
+                    thread.register_randomness.directed().concluded || mixing.threads.contains(key);
+                (thread, second)
+            })
+            .collect();
+        let any = carried || in_all_modes.iter().any(|&(_, second)| second);
+        in_all_modes
+            .into_iter()
+            .filter(move |&(_, second)| second || !any)
+            .map(|(thread, _)| thread)
     }
 
     fn register_randomness(&self, host: SensorState) -> RegisterRandomness {

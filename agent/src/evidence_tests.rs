@@ -44,11 +44,15 @@ fn randomx(tid: u32, on_cpu_ns: u64) -> ThreadDelta {
 /// A thread that has concluded, in a window that is closed.
 fn concluded(tests: &mut Tests, tid: u32, span_ns: u64) {
     update(tests, &[randomx(tid, span_ns)]);
-    assert!(tests.close(TENANT, span_ns, LIVE).fp_rounding.concluded);
+    assert!(close(tests, span_ns).fp_rounding.concluded);
 }
 
 fn honest(tid: u32, on_cpu_ns: u64) -> ThreadDelta {
     delta(tid, on_cpu_ns, [400, 0, 0, 0], [0; 4])
+}
+
+fn close(tests: &mut Tests, span_ns: u64) -> TenantEvidence {
+    tests.close(TENANT, span_ns, LIVE, &Mixing::default())
 }
 
 fn update(tests: &mut Tests, deltas: &[ThreadDelta]) -> Vec<u32> {
@@ -59,14 +63,14 @@ fn update(tests: &mut Tests, deltas: &[ThreadDelta]) -> Vec<u32> {
 fn a_randomx_thread_beside_honest_ones_is_mining() {
     let mut tests = Tests::default();
     update(&mut tests, &[randomx(2, 0)]);
-    tests.close(TENANT, 1, LIVE);
+    close(&mut tests, 1);
     let deltas = [
         honest(1, 9 * SECOND_NS),
         randomx(2, 5 * SECOND_NS),
         honest(3, 9 * SECOND_NS),
     ];
     update(&mut tests, &deltas);
-    let evidence = tests.close(TENANT, 10 * SECOND_NS, LIVE);
+    let evidence = close(&mut tests, 10 * SECOND_NS);
     let fp = &evidence.fp_rounding;
     assert_eq!(fp.state, SensorState::Live);
     assert_eq!(fp.modes, [930, 90, 90, 90]);
@@ -102,7 +106,7 @@ fn four_honest_threads_in_four_modes_are_not_one_that_uses_them_all() {
         })
         .collect();
     update(&mut tests, &deltas);
-    let evidence = tests.close(TENANT, SECOND_NS, LIVE);
+    let evidence = close(&mut tests, SECOND_NS);
     assert!(!evidence.fp_rounding.concluded);
     assert_eq!(evidence.fp_rounding.concluded_on_cpu_ns, 0);
 }
@@ -113,37 +117,31 @@ fn what_the_vmm_computes_is_not_the_guests_doing() {
     vmm.is_vcpu = false;
     let mut tests = Tests::default();
     assert!(update(&mut tests, &[vmm]).is_empty());
-    let evidence = tests.close(TENANT, SECOND_NS, LIVE);
+    let evidence = close(&mut tests, SECOND_NS);
     assert!(!evidence.fp_rounding.concluded);
     assert_eq!(evidence.fp_rounding.state, SensorState::NeverRan);
     // Of a plain process every thread counts.
     let mut tests = Tests::default();
     tests.update(&[vmm], |_| false);
-    assert!(tests.close(TENANT, SECOND_NS, LIVE).fp_rounding.concluded);
+    assert!(close(&mut tests, SECOND_NS).fp_rounding.concluded);
 }
 
 #[test]
 fn states_tell_unknown_from_nothing() {
     let mut tests = Tests::default();
     assert_eq!(
-        tests.close(TENANT, 1, LIVE).fp_rounding.state,
+        close(&mut tests, 1).fp_rounding.state,
         SensorState::NeverRan
     );
     update(&mut tests, &[honest(1, 1)]);
-    assert_eq!(
-        tests.close(TENANT, 1, LIVE).fp_rounding.state,
-        SensorState::Live
-    );
+    assert_eq!(close(&mut tests, 1).fp_rounding.state, SensorState::Live);
     update(&mut tests, &[delta(1, 1, [0; 4], [0; 4])]);
-    assert_eq!(
-        tests.close(TENANT, 1, LIVE).fp_rounding.state,
-        SensorState::Stalled
-    );
+    assert_eq!(close(&mut tests, 1).fp_rounding.state, SensorState::Stalled);
     let mut encrypted = randomx(2, 1);
     encrypted.is_confidential = true;
     let mut tests = Tests::default();
     update(&mut tests, &[encrypted]);
-    let evidence = tests.close(TENANT, 1, LIVE);
+    let evidence = close(&mut tests, 1);
     assert_eq!(evidence.register_randomness.state, SensorState::Unsupported);
     assert_eq!(evidence.fp_rounding.modes, [0; 4]);
 }
@@ -155,12 +153,12 @@ fn duty_is_averaged_over_the_last_minute() {
     let mut duty = 0.0;
     for _ in 0..6 {
         update(&mut tests, &[randomx(1, 10 * SECOND_NS)]);
-        duty = tests.close(TENANT, 10 * SECOND_NS, LIVE).fp_rounding.duty;
+        duty = close(&mut tests, 10 * SECOND_NS).fp_rounding.duty;
     }
     assert!((duty - 1.0).abs() < 1e-9, "{duty}");
     for _ in 0..3 {
         update(&mut tests, &[randomx(1, 0)]);
-        duty = tests.close(TENANT, 10 * SECOND_NS, LIVE).fp_rounding.duty;
+        duty = close(&mut tests, 10 * SECOND_NS).fp_rounding.duty;
     }
     assert!((duty - 0.5).abs() < 1e-9, "{duty}");
 }
@@ -172,21 +170,16 @@ fn an_ended_miner_counts_until_its_time_has_left_the_duty() {
     let mut ended = randomx(1, 10 * SECOND_NS);
     ended.ended = true;
     update(&mut tests, &[ended]);
-    let evidence = tests.close(TENANT, 10 * SECOND_NS, LIVE);
+    let evidence = close(&mut tests, 10 * SECOND_NS);
     assert!(evidence.fp_rounding.concluded);
     assert_eq!(evidence.fp_rounding.concluded_on_cpu_ns, 10 * SECOND_NS);
-    let evidence = tests.close(TENANT, 10 * SECOND_NS, LIVE);
+    let evidence = close(&mut tests, 10 * SECOND_NS);
     assert!(evidence.fp_rounding.concluded);
     assert_eq!(evidence.fp_rounding.concluded_on_cpu_ns, 0);
     for _ in 0..6 {
-        tests.close(TENANT, 10 * SECOND_NS, LIVE);
+        close(&mut tests, 10 * SECOND_NS);
     }
-    assert!(
-        !tests
-            .close(TENANT, 10 * SECOND_NS, LIVE)
-            .fp_rounding
-            .concluded
-    );
+    assert!(!close(&mut tests, 10 * SECOND_NS).fp_rounding.concluded);
     assert!(tests.tenants[&TENANT].threads.is_empty());
 }
 
@@ -195,13 +188,13 @@ fn cpu_time_before_the_conclusion_is_not_the_miners() {
     let mut tests = Tests::default();
     update(&mut tests, &[honest(1, 9 * SECOND_NS)]);
     update(&mut tests, &[delta(1, SECOND_NS, [200; 4], [200; 4])]);
-    let evidence = tests.close(TENANT, 10 * SECOND_NS, LIVE);
+    let evidence = close(&mut tests, 10 * SECOND_NS);
     assert!(evidence.fp_rounding.concluded);
     assert_eq!(evidence.fp_rounding.concluded_on_cpu_ns, 0);
     assert!(davy_evidence::verdict(&evidence).level < davy_evidence::Level::Mining);
     // From then on it counts, at once.
     update(&mut tests, &[randomx(1, 10 * SECOND_NS)]);
-    let evidence = tests.close(TENANT, 10 * SECOND_NS, LIVE);
+    let evidence = close(&mut tests, 10 * SECOND_NS);
     assert!((evidence.fp_rounding.duty - 0.5).abs() < 1e-9);
     assert_eq!(
         davy_evidence::verdict(&evidence).level,
@@ -219,11 +212,11 @@ fn a_miner_that_went_over_to_other_work_stops_being_one() {
         let mut tests = Tests::default();
         concluded(&mut tests, 1, 10 * SECOND_NS);
         update(&mut tests, &[randomx(1, 10 * SECOND_NS)]);
-        assert!(tests.close(TENANT, 10 * SECOND_NS, LIVE).fp_rounding.duty > 0.4);
+        assert!(close(&mut tests, 10 * SECOND_NS).fp_rounding.duty > 0.4);
         let mut evidence = TenantEvidence::default();
         for _ in 0..6 {
             update(&mut tests, &[other_work]);
-            evidence = tests.close(TENANT, 10 * SECOND_NS, LIVE);
+            evidence = close(&mut tests, 10 * SECOND_NS);
             assert_eq!(evidence.fp_rounding.concluded_on_cpu_ns, 0);
         }
         assert_eq!(evidence.fp_rounding.state, SensorState::Live);
@@ -238,7 +231,7 @@ fn looks_without_samples_between_samples_count_too() {
     update(&mut tests, &[delta(1, SECOND_NS, [0; 4], [0; 4])]);
     update(&mut tests, &[delta(1, SECOND_NS, [1, 1, 1, 1], [0; 4])]);
     update(&mut tests, &[delta(1, SECOND_NS, [1, 0, 1, 0], [0; 4])]);
-    let evidence = tests.close(TENANT, 3 * SECOND_NS, LIVE);
+    let evidence = close(&mut tests, 3 * SECOND_NS);
     assert_eq!(evidence.fp_rounding.concluded_on_cpu_ns, 3 * SECOND_NS);
 }
 
@@ -246,7 +239,7 @@ fn looks_without_samples_between_samples_count_too() {
 fn stored() -> TenantEvidence {
     let mut before = Tests::default();
     update(&mut before, &[randomx(1, SECOND_NS)]);
-    before.close(TENANT, SECOND_NS, LIVE)
+    close(&mut before, SECOND_NS)
 }
 
 #[test]
@@ -256,7 +249,7 @@ fn stored_tests_stand_until_the_thread_they_were_of_goes_on() {
     tests.resume(TENANT, &stored).unwrap();
     let still = |tid| delta(tid, SECOND_NS, [0; 4], [0; 4]);
     update(&mut tests, &[still(7), still(8)]);
-    let evidence = tests.close(TENANT, SECOND_NS, LIVE);
+    let evidence = close(&mut tests, SECOND_NS);
     assert!(evidence.fp_rounding.concluded);
     assert_eq!(evidence.fp_rounding.llr, stored.fp_rounding.llr);
     assert!(evidence.register_randomness.directed_concluded);
@@ -269,7 +262,7 @@ fn stored_tests_stand_until_the_thread_they_were_of_goes_on() {
             delta(8, SECOND_NS, [1, 1, 1, 1], [1; 4]),
         ],
     );
-    let evidence = tests.close(TENANT, SECOND_NS, LIVE);
+    let evidence = close(&mut tests, SECOND_NS);
     assert!(evidence.fp_rounding.concluded);
     assert_eq!(evidence.fp_rounding.test_samples, 404);
     assert_eq!(evidence.fp_rounding.concluded_threads, 1);
@@ -283,7 +276,7 @@ fn stored_tests_make_no_miner_of_threads_beside() {
     let scalar = delta(7, 10 * SECOND_NS, [0; 4], [0; 4]);
     // A miner at a low duty, and one that never touches a vector register.
     update(&mut tests, &[scalar, randomx(8, SECOND_NS)]);
-    let evidence = tests.close(TENANT, 10 * SECOND_NS, LIVE);
+    let evidence = close(&mut tests, 10 * SECOND_NS);
     assert_eq!(evidence.fp_rounding.concluded_threads, 1);
     assert!((evidence.fp_rounding.duty - 0.1).abs() < 1e-9);
     assert_eq!(
@@ -297,11 +290,7 @@ fn stored_tests_stand_for_an_hour_at_most() {
     let mut tests = Tests::default();
     tests.resume(TENANT, &stored()).unwrap();
     let mut hours = 0;
-    while tests
-        .close(TENANT, CARRIED_NS_MAX / 4, LIVE)
-        .fp_rounding
-        .concluded
-    {
+    while close(&mut tests, CARRIED_NS_MAX / 4).fp_rounding.concluded {
         hours += 1;
         assert!(hours <= 4, "they stand too long");
     }
@@ -315,7 +304,7 @@ fn absurd_stored_tests_are_refused() {
     let mut tests = Tests::default();
     assert!(tests.resume(TENANT, &stored).is_err());
     update(&mut tests, &[honest(1, 1)]);
-    assert!(!tests.close(TENANT, 1, LIVE).fp_rounding.concluded);
+    assert!(!close(&mut tests, 1).fp_rounding.concluded);
 }
 
 #[test]
@@ -349,7 +338,7 @@ fn what_runs_beside_a_verifying_node_on_its_vcpu_is_not_the_nodes_duty() {
             ..delta(1, 10 * SECOND_NS, [5, 4, 4, 4], [5, 4, 4, 4])
         };
         update(&mut tests, &[node]);
-        duty = tests.close(TENANT, 10 * SECOND_NS, LIVE).fp_rounding.duty;
+        duty = close(&mut tests, 10 * SECOND_NS).fp_rounding.duty;
     }
     assert!((0.08..0.11).contains(&duty), "{duty}");
 }
@@ -370,7 +359,7 @@ fn a_miner_that_sleeps_often_has_its_duty_from_the_looks_after_involuntary_switc
             ..delta(1, 3 * SECOND_NS / 10, [6, 1, 1, 1], [3, 1, 1, 1])
         };
         update(&mut tests, &[miner]);
-        duty = tests.close(TENANT, SECOND_NS, LIVE).fp_rounding.duty;
+        duty = close(&mut tests, SECOND_NS).fp_rounding.duty;
     }
     assert!((0.29..=0.30).contains(&duty), "{duty}");
 }
@@ -384,7 +373,7 @@ fn cpu_time_that_no_look_tells_of_is_not_the_miners() {
         ..randomx(1, 60 * SECOND_NS)
     };
     update(&mut tests, &[unseen]);
-    let evidence = tests.close(TENANT, 60 * SECOND_NS, LIVE);
+    let evidence = close(&mut tests, 60 * SECOND_NS);
     assert!(evidence.fp_rounding.concluded && evidence.fp_rounding.duty < 1e-9);
 }
 
@@ -397,14 +386,64 @@ fn two_classes_of_evidence_of_two_threads_are_no_mining() {
         let mut tests = Tests::default();
         for _ in 0..3 {
             update(&mut tests, &[one(1), other(2)]);
-            tests.close(TENANT, 10 * SECOND_NS, LIVE);
+            close(&mut tests, 10 * SECOND_NS);
         }
         update(&mut tests, &[one(1), other(2)]);
-        davy_evidence::verdict(&tests.close(TENANT, 10 * SECOND_NS, LIVE)).level
+        davy_evidence::verdict(&close(&mut tests, 10 * SECOND_NS)).level
     };
     assert_eq!(level(&modes, &random), davy_evidence::Level::Suspect);
     assert_eq!(
         level(&modes, &|tid| randomx(tid, 10 * SECOND_NS)),
         davy_evidence::Level::Mining
+    );
+}
+
+#[test]
+fn a_node_and_another_program_in_all_modes_are_no_miner_together() {
+    // RandomX at a twentieth of a vCPU, and stochastic rounding on another one: the duty is the node's alone.
+    let mut tests = Tests::default();
+    let stochastic = |tid| delta(tid, 10 * SECOND_NS, [100; 4], [0; 4]);
+    let mut evidence = TenantEvidence::default();
+    for _ in 0..8 {
+        update(&mut tests, &[randomx(1, SECOND_NS / 2), stochastic(2)]);
+        evidence = close(&mut tests, 10 * SECOND_NS);
+    }
+    assert_eq!(evidence.fp_rounding.concluded_threads, 2);
+    assert!(evidence.register_randomness.directed_concluded);
+    assert!((evidence.fp_rounding.duty - 0.05).abs() < 1e-9);
+    assert_eq!(
+        davy_evidence::verdict(&evidence).level,
+        davy_evidence::Level::Suspect
+    );
+    // The same with the mix as the second class.
+    let mixing = Mixing {
+        threads: [stochastic(2).thread].into(),
+        carried: false,
+    };
+    update(&mut tests, &[randomx(1, SECOND_NS / 2), stochastic(2)]);
+    let duty = tests
+        .close(TENANT, 10 * SECOND_NS, LIVE, &mixing)
+        .fp_rounding
+        .duty;
+    assert!(duty > 0.9, "{duty}");
+}
+
+#[test]
+fn a_conclusion_without_a_sample_for_an_hour_stands_no_more() {
+    let mut tests = Tests::default();
+    concluded(&mut tests, 1, SECOND_NS);
+    let idle = delta(1, 0, [0; 4], [0; 4]);
+    let mut hours = 0;
+    while update(&mut tests, &[idle]).is_empty()
+        && close(&mut tests, CARRIED_NS_MAX / 4).fp_rounding.concluded
+    {
+        hours += 1;
+        assert!(hours <= 6, "it stands too long");
+    }
+    assert!(hours >= 4, "{hours}");
+    assert!(
+        !close(&mut tests, SECOND_NS)
+            .register_randomness
+            .any_concluded
     );
 }

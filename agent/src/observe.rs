@@ -378,8 +378,10 @@ impl<S: ThreadSource, P: Processes> Observer<S, P> {
             }
             let sums = sums.remove(&tenant.index).unwrap_or_default();
             let all_modes = self.tests.in_all_modes(tenant.index);
-            let mut evidence = self.tests.close(tenant.index, span_ns, host);
             let pmu = self.pmu.as_mut();
+            let mixing = pmu.as_ref().map(|pmu| pmu.mixing(tenant.index));
+            let mixing = mixing.unwrap_or_default();
+            let mut evidence = self.tests.close(tenant.index, span_ns, host, &mixing);
             evidence.pmu = pmu.map(|pmu| pmu.close(tenant.index, span_ns, &all_modes));
             let guest = self.guests.close(tenant.index, guest_host);
             evidence.kvm_exits = guest.map(|guest| guest.kvm_exits);

@@ -132,7 +132,7 @@ pub fn verdict(evidence: &TenantEvidence) -> Verdict {
     };
     let families = if randomx {
         vec![Family::RandomX]
-    } else if rr.any_concluded && !fp.concluded && !rr.directed_concluded && !mix {
+    } else if rr.any_concluded && !fp.concluded && !rr.directed_concluded && !mix && has_told(fp) {
         vec![Family::OtherHashing]
     } else {
         Vec::new()
@@ -159,6 +159,9 @@ pub fn verdict(evidence: &TenantEvidence) -> Verdict {
         families,
     }
 }
+
+/// With so many samples of vector registers there are some of general registers, if those can be seen: one look in four is at them.
+const GENERAL_DUE: u64 = 10 * register_randomness::SAMPLES_TO_TELL;
 
 /// Whether a thread hashes, by whatever algorithm.
 fn hashes(rr: &RegisterRandomness) -> bool {
@@ -189,6 +192,9 @@ fn summary(level: Level, fp: &FpRounding, rr: &RegisterRandomness, mix: bool) ->
             (false, false, true) => "suspect: RandomX's mix of floating-point operations, which other programs may share; mining needs all \
                  four rounding modes as well"
                 .to_owned(),
+            (false, false, false) if rr.any_concluded && !has_told(fp) => {
+                "suspect: hashes; whether with RandomX cannot be told yet, fp_rounding has not enough samples".to_owned()
+            }
             (false, false, false) if rr.any_concluded => {
                 "suspect: hashes, but not with RandomX; password servers, backups and VPNs do the same, so only a person can tell".to_owned()
             }
@@ -200,13 +206,26 @@ fn summary(level: Level, fp: &FpRounding, rr: &RegisterRandomness, mix: bool) ->
     }
 }
 
+/// Whether what `fp_rounding` did not find is not there.
+fn has_told(fp: &FpRounding) -> bool {
+    can_tell(fp.state) && fp.test_samples >= fp_rounding::SAMPLES_TO_TELL
+}
+
 /// Keeps "looked and found nothing" apart from "could not tell".
 fn quiet_summary(fp: &FpRounding, rr: &RegisterRandomness) -> String {
-    let fp_told = can_tell(fp.state) && fp.test_samples >= fp_rounding::SAMPLES_TO_TELL;
     let rr_told = can_tell(rr.state) && rr.any_test_samples >= register_randomness::SAMPLES_TO_TELL;
-    match (fp_told, rr_told) {
+    let stalled = |state| state == SensorState::Stalled;
+    match (has_told(fp), rr_told) {
+        (true, true) if stalled(fp.state) || stalled(rr.state) => {
+            "quiet so far: the tests had enough samples and did not conclude, but nothing new was seen in this window".to_owned()
+        }
+        (true, true) if rr.general_test_samples == 0 && rr.any_test_samples >= GENERAL_DUE => {
+            "quiet so far: fp_rounding and vector registers had enough samples and did not conclude; general registers, in which some \
+             hashes compute, were never seen"
+                .to_owned()
+        }
         (true, true) if rr.general_test_samples >= register_randomness::SAMPLES_TO_TELL => {
-            "quiet: all tests had enough samples and none concluded".to_owned()
+            "quiet: all tests had enough samples, of the thread nearest to a conclusion, and none concluded".to_owned()
         }
         (true, true) => format!(
             "quiet so far: fp_rounding and vector registers had enough samples and did not conclude; general registers, in which some \

@@ -97,7 +97,7 @@ fn an_honest_program_is_quiet_and_the_reasons_say_it_was_looked_at() {
     assert_eq!(
         v.reasons,
         [
-            "quiet: all tests had enough samples and none concluded",
+            "quiet: all tests had enough samples, of the thread nearest to a conclusion, and none concluded",
             "fp_rounding: not concluded after 5000 samples of the thread nearest to a conclusion, 0.0 nats of the 36.5 that \
              conclude; rounding modes 0/1/2/3 in 100.0 %/0.0 %/0.0 %/0.0 % of 1200 samples in this window",
             "register_randomness, all samples: not concluded after 1200 samples of the thread nearest to a conclusion, 0.0 nats \
@@ -219,6 +219,47 @@ fn quiet_says_if_general_registers_cannot_tell_yet() {
         said.starts_with("quiet so far") && said.contains("74 of 100"),
         "{said}"
     );
+}
+
+#[test]
+fn quiet_says_if_general_registers_were_never_seen_or_nothing_new_was() {
+    let mut e = honest();
+    e.register_randomness.general_test_samples = 0;
+    let said = &verdict(&e).reasons[0];
+    assert!(
+        said.starts_with("quiet so far") && said.contains("never seen"),
+        "{said}"
+    );
+    for stalled in [0, 1] {
+        let mut e = honest();
+        if stalled == 0 {
+            e.fp_rounding.state = SensorState::Stalled;
+        } else {
+            e.register_randomness.state = SensorState::Stalled;
+        }
+        let said = &verdict(&e).reasons[0];
+        assert!(
+            said.starts_with("quiet so far") && said.contains("nothing new"),
+            "{said}"
+        );
+    }
+}
+
+#[test]
+fn what_hashes_is_not_said_to_be_no_randomx_before_that_is_known() {
+    let mut e = honest();
+    e.register_randomness.any_llr = 73.0;
+    e.register_randomness.any_concluded = true;
+    e.fp_rounding.test_samples = 299;
+    let early = verdict(&e);
+    assert!(early.families.is_empty());
+    assert!(
+        early.reasons[0].contains("cannot be told yet"),
+        "{}",
+        early.reasons[0]
+    );
+    e.fp_rounding.test_samples = 300;
+    assert_eq!(verdict(&e).families, [Family::OtherHashing]);
 }
 
 #[test]

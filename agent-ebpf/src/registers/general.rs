@@ -63,7 +63,7 @@ pub fn look_at_guest(slot: &mut Slot, registers: u64) -> Option<Look> {
 
 #[inline(always)]
 fn judge_all(slot: &mut Slot, words: &[u64; PLACES]) -> Look {
-    let mut digester = Digester::new();
+    let mut digester = Digester::new(slot);
     let (mut changed, mut random) = (false, 0);
     let mut group = 0;
     while group < PLACES / GROUP {

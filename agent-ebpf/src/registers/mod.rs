@@ -5,12 +5,13 @@
 //! | MXCSR, XMM0–15 and the `xfeatures` word of one thread, as the kernel saved them when it was last switched out | [`vector`]; FXSAVE area and XSAVE header, Intel SDM vol. 1, 10.5.1 and 13.4.2 |
 //! | fifteen general registers of one thread, as they were when it last left user mode, or its guest last left for the host | [`general`]; `struct pt_regs`, `kvm_vcpu.arch.regs` |
 //!
-//! Never guest memory, never the stack pointer or the instruction pointer.
+//! Never guest memory, never the instruction pointer; a guest's stack pointer lies among the others and is set to 0 before anything is judged.
 //!
-//! What is kept: per register 16 bits of a digest under a secret key that is new at each load of the programs. The digest
-//! answers one question, "is this register still the same?". It cannot be turned back: 2^112 contents of a vector
-//! register (2^48 of a general one) share each value, the key is not readable from the maps the digests lie in, and no
-//! other thread's digest helps, since equal contents at two places of a slot give different digests.
+//! What is kept: per register 16 bits of a digest under a secret key that is new at each load of the programs and other factors for each
+//! thread and place. The digest answers one question, "is this register still the same?". 2^112 contents of a vector
+//! register (2^48 of a general one) share each value, and equal contents at two places or of two threads have digests that do not show
+//! it. The key lies in a map of its own, which root can read, who can read the guest's memory as well: with it a digest tells which
+//! of a few contents a register may have, no more.
 //!
 //! What leaves: the rounding mode, and whether enough registers look random ([`judge`]).
 //!
@@ -20,7 +21,7 @@ pub mod general;
 mod judge;
 pub mod vector;
 
-use davy_abi::Counter;
+use davy_abi::{Counter, Slot};
 
 use crate::{maps, offsets::setting};
 
@@ -41,8 +42,9 @@ struct Digester {
 
 impl Digester {
     #[inline(always)]
-    fn new() -> Self {
+    fn new(slot: &Slot) -> Self {
         let [low, high] = setting!(digest_key);
+        let low = low ^ slot.start_boottime_ns;
         Self {
             low: low | 1,
             high: high | 1,

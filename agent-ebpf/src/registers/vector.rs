@@ -112,7 +112,7 @@ pub fn look(slot: &mut Slot, fpstate: Fpstate, head: Head) -> Option<Look> {
         return Some(initial(slot));
     }
     let mode = ((head.mxcsr() >> 13) & 3) as usize;
-    let mut digester = Digester::new();
+    let mut digester = Digester::new(slot);
     let mxcsr_digest = (digester.next(u64::from(head.mxcsr()), 0) >> 48) as u32;
     let mut changed = mxcsr_digest != slot.mxcsr_digest;
     slot.mxcsr_digest = mxcsr_digest;

@@ -102,10 +102,6 @@ impl Kvm {
         self.vcpus.get(index, slot)
     }
 
-    pub(super) fn bytes(&self) -> Vec<u8> {
-        self.vcpus.bytes()
-    }
-
     /// Attaches with the first guest what needs to be, and detaches it with the last one.
     pub(super) fn follow(&mut self, guests: bool, ebpf: &mut Ebpf) {
         if guests == self.guests {

@@ -2,14 +2,14 @@
 //! is given its offsets and settings, verified, and attached.
 
 use aya::{
-    Btf, Ebpf, EbpfLoader, Pod,
-    maps::{Array, HashMap, Map, MapData, PerCpuArray, PerCpuValues, Queue},
+    Btf, Ebpf, EbpfLoader,
+    maps::{Array, HashMap, Map, MapData, PerCpuArray, Queue},
     programs::BtfTracePoint,
 };
 use davy_abi::{NEVER_NS, Offsets, Settings, SlotIndex};
 
 use super::{
-    Kernel, KernelError, KernelOptions, LoadError, btf,
+    Kernel, KernelOptions, LoadError, btf,
     kvm::Kvm,
     offsets::{self, Resolved},
     requirements,
@@ -177,48 +177,4 @@ fn array(map: Map) -> Result<MapData, LoadError> {
 
 fn queue(map: Map) -> Result<Queue<MapData, SlotIndex>, LoadError> {
     Queue::try_from(map).map_err(LoadError::refused("the map FREE"))
-}
-
-/// A [`davy_abi::Cpu`] in words.
-const CPU_WORDS: usize = size_of::<davy_abi::Cpu>() / 8;
-
-/// The bytes of the maps that [`Kernel`] holds no handle of its own for: the per-CPU arrays, and the globals (set by
-/// the agent and frozen, or the digests' key: no program writes there).
-pub(super) fn remaining_bytes(name: &str, map: &Map) -> Result<Vec<u8>, KernelError> {
-    let mut bytes = Vec::new();
-    match map {
-        Map::PerCpuArray(_) => {
-            if let Ok(array) = PerCpuArray::<_, [u64; CPU_WORDS]>::try_from(map) {
-                for values in per_cpu(name, &array)? {
-                    let words = values.iter().flatten();
-                    bytes.extend(words.flat_map(|word| word.to_ne_bytes()));
-                }
-            } else {
-                let array = PerCpuArray::<_, u64>::try_from(map).map_err(KernelError::map(name))?;
-                for values in per_cpu(name, &array)? {
-                    bytes.extend(values.iter().flat_map(|value| value.to_ne_bytes()));
-                }
-            }
-        }
-        Map::Array(_) => {
-            if let Ok(array) = Array::<_, u64>::try_from(map) {
-                for value in array.iter() {
-                    let value = value.map_err(KernelError::map(name))?;
-                    bytes.extend_from_slice(&value.to_ne_bytes());
-                }
-            }
-        }
-        _ => {}
-    }
-    Ok(bytes)
-}
-
-/// Every element of a per-CPU array, with the values of all CPUs.
-fn per_cpu<T: Pod>(
-    name: &str,
-    array: &PerCpuArray<&MapData, T>,
-) -> Result<Vec<PerCpuValues<T>>, KernelError> {
-    (0..array.len())
-        .map(|index| array.get(&index, 0).map_err(KernelError::map(name)))
-        .collect()
 }

@@ -61,16 +61,6 @@ impl<T> Mapping<T> {
         // SAFETY: within the mapping, since index < len.
         (index < self.len).then(|| unsafe { self.base.as_ptr().add(index as usize) })
     }
-
-    /// The whole map's bytes.
-    pub(super) fn bytes(&self) -> Vec<u8> {
-        let bytes = self.len as usize * size_of::<T>();
-        let base = self.base.as_ptr().cast::<u8>();
-        // SAFETY: each byte lies within the mapping.
-        (0..bytes)
-            .map(|at| unsafe { base.add(at).read_volatile() })
-            .collect()
-    }
 }
 
 impl<T> Drop for Mapping<T> {

@@ -17,6 +17,7 @@ mod offsets;
 mod overhead;
 pub mod perf;
 mod requirements;
+mod search;
 mod slots;
 mod threads;
 mod vcpus;
@@ -46,7 +47,7 @@ use self::{kvm::Kvm, slots::SlotTable, threads::Books};
 /// How the kernel half is set up.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KernelOptions {
-    /// Threads that can be watched at once, 2..=1,048,576. Each takes 712 bytes of kernel memory, and a hash entry.
+    /// Threads that can be watched at once, 2..=1,048,576. Each takes 728 bytes of kernel memory, and a hash entry.
     pub slots_max: u32,
     /// Least time between two looks at one thread's registers.
     pub sample_interval: Duration,
@@ -508,22 +509,12 @@ impl Kernel {
         sums
     }
 
-    /// Every byte of every map the kernel half can write, for tests that search them.
+    /// Every byte of every map that the programs can reach, for tests that search them.
     ///
     /// # Errors
-    /// If a map cannot be read.
+    /// If a map cannot be read, or is of a kind that cannot be searched.
     pub fn memory(&self) -> Result<Vec<u8>, KernelError> {
-        let mut bytes = self.slots.bytes();
-        bytes.extend(self.kvm.bytes());
-        for entry in &self.threads {
-            let (tid, index) = entry.map_err(KernelError::map("THREADS"))?;
-            bytes.extend_from_slice(&tid.to_ne_bytes());
-            bytes.extend_from_slice(&index.to_ne_bytes());
-        }
-        for (name, map) in self.ebpf.maps() {
-            bytes.extend(loader::remaining_bytes(name, map)?);
-        }
-        Ok(bytes)
+        search::everything(&self.ebpf)
     }
 }
 

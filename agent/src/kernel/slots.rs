@@ -112,11 +112,4 @@ impl SlotTable {
             }
         }
     }
-
-    /// The bytes of both tables.
-    pub(super) fn bytes(&self) -> Vec<u8> {
-        let mut bytes = self.slots.bytes();
-        bytes.extend(self.waits.bytes());
-        bytes
-    }
 }

@@ -70,16 +70,6 @@ impl VcpuTable {
         }
         None
     }
-
-    /// The whole table's bytes.
-    pub(super) fn bytes(&self) -> Vec<u8> {
-        let bytes = self.len as usize * size_of::<Vcpu>();
-        let base = self.base.as_ptr().cast::<u8>();
-        // SAFETY: each byte lies within the mapping.
-        (0..bytes)
-            .map(|at| unsafe { base.add(at).read_volatile() })
-            .collect()
-    }
 }
 
 impl Drop for VcpuTable {

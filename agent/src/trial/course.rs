@@ -314,15 +314,17 @@ pub fn replay(document: &Document) -> Judged {
     };
     let mut tests = Tests::default();
     let mut judge = Judge::default();
-    let mut counters = pmu::Replay::new(document);
+    let mut counters = pmu::Replay::new(document, TENANT);
     for window in &document.windows {
         let deltas: Vec<_> = window.by_thread.iter().map(|p| delta(TENANT, p)).collect();
         tests.update(&deltas, |_| false);
         let all_modes = tests.in_all_modes(TENANT);
-        let mut evidence = tests.close(TENANT, window.span_ns, host);
+        counters.take();
+        let mixing = counters.mixing();
+        let mut evidence = tests.close(TENANT, window.span_ns, host, &mixing);
         let ended = window.by_thread.iter().filter(|part| part.ended);
         let ended = ended.map(|part| part.thread);
-        evidence.pmu = counters.window(TENANT, window.span_ns, &all_modes, ended);
+        evidence.pmu = counters.window(window.span_ns, &all_modes, ended);
         judge.add(&evidence);
     }
     judge.judged()

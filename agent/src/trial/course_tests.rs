@@ -1,6 +1,7 @@
 //! Trials on deltas made by hand.
 
 use super::*;
+use crate::evidence::Mixing;
 use crate::trial::document::{self, Ended, Machine, TargetName, VERSION};
 
 const SECOND_NS: u64 = 1_000_000_000;
@@ -39,7 +40,11 @@ fn course(windows: &[Vec<ThreadDelta>]) -> Course {
         for delta in deltas {
             books.cpu.add(delta.cpu);
         }
-        course.close(SECOND_NS, &books, &tests.close(1, SECOND_NS, HOST));
+        course.close(
+            SECOND_NS,
+            &books,
+            &tests.close(1, SECOND_NS, HOST, &Mixing::default()),
+        );
     }
     course
 }
@@ -242,8 +247,9 @@ fn counted(matched: bool) -> Document {
         };
         mixes.add(&turn);
         course.take_turns([&turn].into_iter());
+        let mixing = mixes.mixing(1);
         let standing = mixes.close(1, SECOND_NS, &tests.in_all_modes(1));
-        let mut evidence = tests.close(1, SECOND_NS, HOST);
+        let mut evidence = tests.close(1, SECOND_NS, HOST, &mixing);
         evidence.pmu = Some(davy_evidence::Pmu {
             state: SensorState::Live,
             mix_state: SensorState::Live,
@@ -267,7 +273,10 @@ fn mixes_are_part_of_the_trace_and_of_the_verdict() {
     let document = counted(true);
     assert_eq!(document.verdict, Level::Mining, "{:?}", document.reasons);
     let pmu = document.pmu.as_ref().unwrap();
-    assert_eq!((pmu.turns, pmu.matches, pmu.instructions), (30, 30, 210));
+    assert_eq!(
+        (pmu.turns, pmu.matches, pmu.instructions),
+        (30, 30, Some(210))
+    );
     assert_eq!(pmu.trace.len(), 30);
     let json = serde_json::to_string(&document).unwrap();
     let again = replay(&serde_json::from_str(&json).unwrap());

@@ -14,8 +14,8 @@ pub struct KvmExits {
     pub observed_ns: u64,
     /// Where they were counted; null if they were not.
     pub source: Option<ExitSource>,
-    /// All VM exits.
-    pub exits: u64,
+    /// All VM exits; null if they were not counted.
+    pub exits: Option<u64>,
     /// HLT.
     pub halts: Option<u64>,
     /// Port I/O.
@@ -50,8 +50,8 @@ pub struct MsrWrites {
     pub state: SensorState,
     /// Where it measures, or why it cannot.
     pub reason: String,
-    /// Writes to the prefetcher's registers.
-    pub prefetcher_writes: u64,
+    /// Writes to the prefetcher's registers; null if they cannot be seen.
+    pub prefetcher_writes: Option<u64>,
 }
 
 impl KvmExits {
@@ -74,7 +74,7 @@ impl KvmExits {
             reason,
             observed_ns: exits.observed_ns,
             source: exits.source,
-            exits: exits.exits,
+            exits: exits.source.map(|_| exits.exits),
             halts: exits.halts,
             io: exits.io,
             mmio: exits.mmio,
@@ -93,7 +93,8 @@ impl MsrWrites {
         Self {
             state: msrs.state,
             reason,
-            prefetcher_writes: msrs.prefetcher_writes,
+            prefetcher_writes: (msrs.state != SensorState::Unsupported)
+                .then_some(msrs.prefetcher_writes),
         }
     }
 }

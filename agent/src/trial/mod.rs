@@ -81,6 +81,8 @@ pub struct Options {
     pub until: Option<Level>,
     /// Threads that can be watched at one time.
     pub slots_max: u32,
+    /// Which CPUs are never nudged, and what may be counted.
+    pub config: Config,
 }
 
 impl Options {
@@ -93,6 +95,7 @@ impl Options {
             output: None,
             until: None,
             slots_max: KernelOptions::default().slots_max,
+            config: Config::default(),
         }
     }
 }
@@ -134,10 +137,10 @@ pub fn run(
     })?;
     let mut trial = Trial::begin(kernel, options)?;
     // A trial is a closer look from begin to end: what runs alone on its CPU would give too few samples in a minute.
-    let nudge = config::Nudge::default();
+    let nudge = &options.config.nudge;
     let nudger = Nudger::start(&config::Nudge {
         rest_hz: nudge.closer_look_hz,
-        ..nudge
+        ..nudge.clone()
     });
     let ended = trial.watch(options, &nudger, stop, progress)?;
     drop(nudger);
@@ -165,9 +168,8 @@ struct Trial {
 
 impl Trial {
     fn begin(kernel: Kernel, options: &Options) -> anyhow::Result<Self> {
-        let config = Config::default();
-        let counters = Pmu::of_this_host(&config.pmu);
-        let mut observer = Observer::new(kernel, ProcFs, &config).with_pmu(counters);
+        let counters = Pmu::of_this_host(&options.config.pmu);
+        let mut observer = Observer::new(kernel, ProcFs, &options.config).with_pmu(counters);
         let (mut command, mut start_ticks, mut refused) = (None, 0, 0);
         let name = text::target(&target_name(&options.target));
         let tenant = observer.enter("trial".to_owned(), name, |kernel, tenant| {

@@ -9,7 +9,7 @@ use super::{
     document::{Document, PARTS_MAX},
 };
 use crate::{
-    evidence::InAllModes,
+    evidence::{InAllModes, Mixing},
     sensor::pmu::mixes::{Mixes, Turn},
     window::ThreadKey,
 };
@@ -25,9 +25,9 @@ pub struct Pmu {
     /// Live if a mix of floating-point operations was tested at any time.
     pub mix_state: SensorState,
     /// CPU cycles.
-    pub cycles: u64,
+    pub cycles: Option<u64>,
     /// Instructions retired.
-    pub instructions: u64,
+    pub instructions: Option<u64>,
     /// Cache misses.
     pub cache_misses: Option<u64>,
     /// Mispredicted branches.
@@ -98,12 +98,16 @@ pub fn document(evidence: &Evidence, reason: String, trace: Vec<TracedTurn>) -> 
         mix_concluded,
         hash_rate,
     } = *evidence;
+    let counted = |count| match state {
+        SensorState::Live | SensorState::Stalled => Some(count),
+        SensorState::NeverRan | SensorState::Unsupported => None,
+    };
     Pmu {
         state,
         reason,
         mix_state,
-        cycles,
-        instructions,
+        cycles: counted(cycles),
+        instructions: counted(instructions),
         cache_misses,
         branch_misses,
         fp,
@@ -211,10 +215,20 @@ impl Trace {
     }
 }
 
+/// A thread of a trace, by its number there.
+fn key(thread: u32) -> ThreadKey {
+    ThreadKey {
+        slot: thread,
+        tgid: thread,
+        start_boottime_ns: 0,
+    }
+}
+
 /// Feeds a document's mixes to the tests again, window by window.
 #[derive(Debug)]
 pub struct Replay<'a> {
     document: Option<&'a Pmu>,
+    tenant: TenantIndex,
     mixes: Mixes,
     window: usize,
 }
@@ -222,42 +236,46 @@ pub struct Replay<'a> {
 impl<'a> Replay<'a> {
     /// Begins before the first window.
     #[must_use]
-    pub fn new(document: &'a Document) -> Self {
+    pub fn new(document: &'a Document, tenant: TenantIndex) -> Self {
         Self {
             document: document.pmu.as_ref(),
+            tenant,
             mixes: Mixes::default(),
             window: 0,
         }
     }
 
-    /// The next window's evidence; `ended`: threads whose last part was in it. Its counts are not in the trace.
+    /// Gives the next window's mixes to the tests.
+    pub fn take(&mut self) {
+        let turns = self.document.map_or(&[][..], |document| &document.trace);
+        for traced in turns.iter().filter(|traced| traced.window == self.window) {
+            self.mixes.add(&Turn {
+                thread: key(traced.thread),
+                tenant: self.tenant,
+                matched: traced.matched,
+            });
+        }
+    }
+
+    /// Which threads have `RandomX`'s mix now.
+    #[must_use]
+    pub fn mixing(&self) -> Mixing {
+        self.mixes.mixing(self.tenant)
+    }
+
+    /// That window's evidence; `ended`: threads whose last part was in it. Its counts are not in the trace.
     pub fn window(
         &mut self,
-        tenant: TenantIndex,
         span_ns: u64,
         all_modes: &InAllModes,
         ended: impl Iterator<Item = u32>,
     ) -> Option<Evidence> {
         let document = self.document?;
-        let key = |thread| ThreadKey {
-            slot: thread,
-            tgid: thread,
-            start_boottime_ns: 0,
-        };
-        for traced in &document.trace {
-            if traced.window == self.window {
-                self.mixes.add(&Turn {
-                    thread: key(traced.thread),
-                    tenant,
-                    matched: traced.matched,
-                });
-            }
-        }
         for thread in ended {
-            self.mixes.end(key(thread), tenant);
+            self.mixes.end(key(thread), self.tenant);
         }
         self.window += 1;
-        let standing = self.mixes.close(tenant, span_ns, all_modes);
+        let standing = self.mixes.close(self.tenant, span_ns, all_modes);
         Some(Evidence {
             state: document.state,
             mix_state: document.mix_state,

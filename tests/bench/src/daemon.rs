@@ -38,6 +38,50 @@ pub struct Programs {
     pub detector: Option<PathBuf>,
 }
 
+/// The agent with nothing to watch; ended when dropped.
+pub struct Unwatching {
+    _agent: Program,
+    _scratch: tempfile::TempDir,
+}
+
+impl Unwatching {
+    /// Starts it; when this returns its programs are attached.
+    ///
+    /// # Errors
+    /// If it cannot be started, or does not answer.
+    pub fn start(programs: &Programs) -> Result<Self> {
+        let scratch = tempfile::tempdir().context("no temporary directory")?;
+        let metrics = free_address()?;
+        let config = scratch.path().join("agent.toml");
+        fs::write(
+            &config,
+            format!("host = \"bench\"\nmetrics_listen = \"{metrics}\"\n"),
+        )?;
+        let mut agent = start_agent(programs, &config, scratch.path())?;
+        let end = Instant::now() + WATCH_WITHIN;
+        while get(metrics).is_err() {
+            agent.check()?;
+            if Instant::now() > end {
+                bail!(
+                    "the agent does not answer after {WATCH_WITHIN:?}\n{}",
+                    agent.log()
+                );
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        Ok(Self {
+            _agent: agent,
+            _scratch: scratch,
+        })
+    }
+}
+
+fn start_agent(programs: &Programs, config: &Path, scratch: &Path) -> Result<Program> {
+    let mut command = Command::new(&programs.agent);
+    command.arg("run").arg("--config").arg(config);
+    Program::start("the agent", command, scratch)
+}
+
 /// One line of the table.
 #[derive(Debug, Serialize)]
 pub struct Row {
@@ -91,9 +135,7 @@ fn one(programs: &Programs, threads: usize, time: Duration) -> Result<Row> {
         .transpose()?;
     let config = scratch.path().join("agent.toml");
     fs::write(&config, configuration(uplink, metrics, load.id()))?;
-    let mut command = Command::new(&programs.agent);
-    command.arg("run").arg("--config").arg(&config);
-    let mut agent = Program::start("the agent", command, scratch.path())?;
+    let mut agent = start_agent(programs, &config, scratch.path())?;
     watching(&mut agent, metrics, threads)?;
 
     let began = Instant::now();

@@ -46,9 +46,9 @@ enum Command {
         /// Print one JSON document instead of the table
         #[arg(long)]
         json: bool,
-        /// The agent to measure; without it that part is left out
+        /// The agent to measure
         #[arg(long)]
-        agent: Option<PathBuf>,
+        agent: PathBuf,
         /// The detector it reports to; without it the agent finds none and keeps trying
         #[arg(long)]
         detector: Option<PathBuf>,
@@ -77,11 +77,7 @@ fn main() -> ExitCode {
             json,
             agent,
             detector,
-        } => measure(
-            seconds,
-            json,
-            agent.map(|agent| daemon::Programs { agent, detector }),
-        ),
+        } => measure(seconds, json, &daemon::Programs { agent, detector }),
         Command::Switching { content, same } => load::switching(&content, same),
         Command::Sleeping { threads } => load::sleeping(threads),
     };
@@ -94,14 +90,12 @@ fn main() -> ExitCode {
     }
 }
 
-fn measure(seconds: u64, json: bool, programs: Option<daemon::Programs>) -> Result<()> {
+fn measure(seconds: u64, json: bool, programs: &daemon::Programs) -> Result<()> {
     let third = Duration::from_secs(seconds) / 3;
     let machine = machine::Machine::read();
     let events = events::measure(Instant::now() + third)?;
-    let pipe = pipe::measure(Instant::now() + third)?;
-    let daemon = programs
-        .map(|programs| daemon::measure(&programs, third))
-        .transpose()?;
+    let pipe = pipe::measure(Instant::now() + third, programs)?;
+    let daemon = daemon::measure(programs, third)?;
     let report = report::Report {
         machine,
         events,

@@ -1,9 +1,9 @@
-//! `perf bench sched pipe` (Debian's linux-perf) with and without the kernel half, in alternation.
+//! `perf bench sched pipe` (Debian's linux-perf) with and without the agent, in alternation.
 //!
 //! Two processes hand a byte to and fro: per operation two switches and next to nothing else, the worst case
 //! for what hangs on every switch. Measured as it is, free to use all CPUs, and on one CPU, where it switches
 //! fastest. A round runs every variant once, each round in another order, and each run is compared
-//! with the run without the kernel half of its own round.
+//! with the run without it of its own round.
 
 use std::{
     process::{Command, Stdio},
@@ -15,7 +15,11 @@ use davy_agent::kernel::{Kernel, KernelOptions};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use serde::Serialize;
 
-use crate::{figures::Spread, load};
+use crate::{
+    daemon::{Programs, Unwatching},
+    figures::Spread,
+    load,
+};
 
 /// How long one run should last, µs.
 const RUN_US: f64 = 400_000.0;
@@ -30,8 +34,8 @@ pub enum Variant {
     Without,
     /// The kernel half as the agent loads it; nobody watches the benchmark.
     Attached,
-    /// The same while the kernel keeps time of programs, which the agent has it do for 2 s of 20.
-    AttachedTimed,
+    /// The whole agent, as it runs by default: nudging, and the kernel keeping time of its programs for 2 s of 20.
+    Agent,
     /// As `Attached`, and the benchmark is watched, with the default interval between looks.
     Watched,
 }
@@ -39,7 +43,7 @@ pub enum Variant {
 const VARIANTS: [Variant; 4] = [
     Variant::Without,
     Variant::Attached,
-    Variant::AttachedTimed,
+    Variant::Agent,
     Variant::Watched,
 ];
 
@@ -74,7 +78,7 @@ pub struct Row {
 ///
 /// # Errors
 /// If `perf` is not there or the kernel half cannot be loaded.
-pub fn measure(end: Instant) -> Result<Vec<Row>> {
+pub fn measure(end: Instant, programs: &Programs) -> Result<Vec<Row>> {
     const ROUNDS_MIN: usize = 3;
     let mut operations = Vec::new();
     for placement in PLACEMENTS {
@@ -88,7 +92,10 @@ pub fn measure(end: Instant) -> Result<Vec<Row>> {
         for (at, &placement) in PLACEMENTS.iter().enumerate() {
             for turn in 0..VARIANTS.len() {
                 let index = place(turn, round);
-                us[at][index].push(beside(VARIANTS[index], || run(placement, operations[at]))?);
+                let variant = VARIANTS[index];
+                us[at][index].push(beside(variant, programs, || {
+                    run(placement, operations[at])
+                })?);
             }
         }
         round += 1;
@@ -114,7 +121,7 @@ fn rows(us: &[[Vec<f64>; VARIANTS.len()]]) -> Vec<Row> {
         for (&variant, with) in VARIANTS.iter().zip(us) {
             let pairs = with.iter().zip(&us[0]);
             let is_without = variant == Variant::Without;
-            let is_goal = variant == Variant::Attached && placement == Placement::AllCpus;
+            let is_goal = variant == Variant::Agent;
             let Some(operation_us) = Spread::of(with.iter().copied()) else {
                 continue;
             };
@@ -136,15 +143,16 @@ fn rows(us: &[[Vec<f64>; VARIANTS.len()]]) -> Vec<Row> {
     rows
 }
 
-fn beside<T>(variant: Variant, work: impl FnOnce() -> Result<T>) -> Result<T> {
-    if variant == Variant::Without {
-        return work();
+fn beside<T>(variant: Variant, programs: &Programs, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    match variant {
+        Variant::Without => return work(),
+        Variant::Agent => {
+            let _agent = Unwatching::start(programs)?;
+            return work();
+        }
+        Variant::Attached | Variant::Watched => {}
     }
     let mut kernel = Kernel::load(&KernelOptions::default())?;
-    let _stats = (variant == Variant::AttachedTimed)
-        .then(|| aya::sys::enable_stats(aya::sys::Stats::RunTime))
-        .transpose()
-        .context("the kernel does not keep time of programs: run as root")?;
     if variant == Variant::Watched {
         // What this thread starts is watched from birth.
         kernel.watch_this_thread(1)?;
@@ -275,7 +283,7 @@ mod tests {
         assert_eq!(slower(7), Some(-50.0));
         assert_eq!(
             rows.iter().filter(|row| row.goal_percent.is_some()).count(),
-            1
+            2
         );
     }
 }

@@ -22,7 +22,7 @@ pub struct Report {
     /// `perf bench sched pipe`.
     pub pipe: Vec<pipe::Row>,
     /// The agent.
-    pub daemon: Option<Vec<daemon::Row>>,
+    pub daemon: Vec<daemon::Row>,
 }
 
 impl fmt::Display for Report {
@@ -49,13 +49,7 @@ impl fmt::Display for Report {
         )?;
         writeln!(f, "BPF run time per `sched_switch`:\n\n{}\n", self.events())?;
         writeln!(f, "`perf bench sched pipe`:\n\n{}\n", self.pipe())?;
-        match self.daemon() {
-            Some(table) => writeln!(f, "The agent:\n\n{table}"),
-            None => writeln!(
-                f,
-                "The agent was not measured: none was named with --agent."
-            ),
-        }
+        writeln!(f, "The agent:\n\n{}", self.daemon())
     }
 }
 
@@ -105,7 +99,7 @@ impl Report {
             let variant = match row.variant {
                 Variant::Without => "nothing",
                 Variant::Attached => "kernel half, benchmark unwatched",
-                Variant::AttachedTimed => "the same, runs timed (2 s of 20)",
+                Variant::Agent => "the agent, benchmark unwatched",
                 Variant::Watched => "kernel half, benchmark watched",
             };
             table.add_row(cells([
@@ -120,7 +114,7 @@ impl Report {
         table
     }
 
-    fn daemon(&self) -> Option<Table> {
+    fn daemon(&self) -> Table {
         let mut table = table(&[
             "threads",
             "user CPU, %",
@@ -128,7 +122,7 @@ impl Report {
             "RSS, MiB",
             "over, s",
         ]);
-        for row in self.daemon.as_ref()? {
+        for row in &self.daemon {
             table.add_row(cells([
                 row.threads.to_string(),
                 number(Some(row.user_percent), 2),
@@ -137,7 +131,7 @@ impl Report {
                 number(Some(row.seconds), 0),
             ]));
         }
-        Some(table)
+        table
     }
 }
 

@@ -154,6 +154,11 @@ fn meant(detector: Detector, scored: &Scored) -> bool {
     }
 }
 
+/// Whether a recording says anything of a detector: what it did not find in too few samples may be there.
+fn tells(detector: Detector, scored: &Scored) -> bool {
+    scored.fired(detector) || scored.outcome.enough_samples
+}
+
 fn detectors(scored: &[Scored]) -> String {
     let mut rows = Vec::new();
     for detector in Detector::ALL {
@@ -172,8 +177,8 @@ fn detectors(scored: &[Scored]) -> String {
                 detector.name().to_owned(),
                 set.map_or("both".to_owned(), |set| set.to_string()),
                 share(&|s| meant(detector, s)),
-                share(&|s| s.entry.label == Label::Honest),
-                share(&|s| s.entry.label == Label::LookAlike),
+                share(&|s| s.entry.label == Label::Honest && tells(detector, s)),
+                share(&|s| s.entry.label == Label::LookAlike && tells(detector, s)),
             ]);
         }
     }
@@ -188,7 +193,8 @@ fn detectors(scored: &[Scored]) -> String {
     text += "\nCounted is what fired **at the end of any window**, not only at the trial's end. In brackets: 95 % confidence intervals \
              (Wilson's; of none or all: one-sided, the rule of three), as if programs were drawn at random from those that customers run, \
              which they are not. True positives: of `fp_rounding` and of random registers outside mode 0 among the RandomX miners; of \
-             `mining` among those that were told to use at least 25 % of one CPU; of the others among all miners.\n";
+             `mining` among those that were told to use at least 25 % of one CPU; of the others among all miners. Honest ones and look-alikes \
+             with too few samples, in which nothing fired, are left out: they say nothing.\n";
     text
 }
 
@@ -298,7 +304,7 @@ fn false_rates(scored: &[Scored]) -> String {
          Honest ones that were `suspect` at some time: {plain_suspect}. That bound is no assurance: {hours:.2} h are too few to say anything about a million days. \
          It is stated so that nobody takes the next figure for a measurement.\n\
          - **By the tests' own arithmetic**: at most {:.2} false conclusions of each test per million VM-days, **if** a VM has {VM_THREADS:.0} threads that each \
-         give {SAMPLES_PER_S_MAX:.0} samples a second around the clock, each thread is at the very edge of the null hypothesis (2 % of samples in its rarest rounding mode; 40 % \
+         give {SAMPLES_PER_S_MAX:.0} samples a second around the clock, each thread is at the very edge of the null hypothesis (0.1 % of samples in its rarest rounding mode; 40 % \
          of samples random), and samples are **independent**. The first two overstate; independence does not hold for a program that works in phases longer than \
          the time between samples, and such a program may well exceed the bound. `mining` needs two tests to conclude wrongly at once, and is rarer than either.\n",
         of(Label::Honest),

@@ -113,6 +113,18 @@ fn no_map_holds(load: &str, length: usize, sampled: impl Fn(&Slot) -> bool) {
     });
     let memory = kernel.memory().unwrap();
     assert!(memory.len() > 1 << 20, "{} bytes searched", memory.len());
+    // The search sees what stands there: the slot's start time, and the thread's id in the table of threads.
+    let slot = reading_of(&kernel, load.id()).unwrap().slot;
+    // Random words that did not change beside a counter that did are no random sample; the look that first met them may be one.
+    let random = slot.random.iter().sum::<u64>() + slot.general_random;
+    assert!(random <= 2, "{random} random samples of {:?}", slot.modes);
+    for (what, known) in [
+        ("a slot", slot.start_boottime_ns.to_ne_bytes().to_vec()),
+        ("the table of threads", slot.tid.to_ne_bytes().to_vec()),
+    ] {
+        let found = memory.windows(known.len()).any(|bytes| bytes == known);
+        assert!(found, "{what} was not searched");
+    }
     // Four bytes in a row would be a quarter of one lane; shorter runs occur by chance.
     for part in secret.windows(4) {
         let found = memory.windows(4).any(|bytes| bytes == part);

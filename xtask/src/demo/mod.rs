@@ -2,8 +2,8 @@
 //!
 //! Sets up what is missing, builds, starts the detector (its database in a temporary directory) and the agent,
 //! and runs three tenants, each in a control group of its own: a RandomX miner, an x264 encoder on all CPUs, and
-//! an idle program. Shows what Davy sees while it runs, and fails unless the miner's `fp_rounding` concluded and
-//! the others' did not. Where that is not so when the time is over, but may still come, it runs on for a while.
+//! an idle program. Shows what Davy sees while it runs, and fails unless the miner comes out `mining` and the others
+//! `quiet`. Where that is not so when the time is over, but may still come, it runs on for a while.
 //!
 //! Nothing stays behind: processes, control groups and files go with the demo, also on Ctrl-C. All traffic is on
 //! loopback, on ports nobody uses.

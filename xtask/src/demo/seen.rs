@@ -205,6 +205,14 @@ impl Tenant {
             Role::Honest | Role::Idle if self.fp_rounding_ever_concluded => problems.push(format!(
                 "{name} does not mine, but its fp_rounding concluded ({evidence})"
             )),
+            Role::Miner if self.verdict != "mining" => problems.push(format!(
+                "{name} mines, but its verdict is {} ({evidence}); give it longer: --seconds",
+                self.verdict
+            )),
+            Role::Honest | Role::Idle if self.verdict != "quiet" => problems.push(format!(
+                "{name} does not mine, but its verdict is {} ({evidence})",
+                self.verdict
+            )),
             Role::Miner | Role::Honest | Role::Idle => {}
         }
         if self.role != Role::Idle && self.cpu_mean < BUSY_SHARE_MIN {
@@ -360,7 +368,7 @@ mod tests {
                 "any_concluded": concluded,
                 "directed_concluded": concluded,
             },
-            "verdict": { "level": if concluded { "suspect" } else { "quiet" }, "reasons": ["because"] },
+            "verdict": { "level": if concluded { "mining" } else { "quiet" }, "reasons": ["because"] },
             "planned": "observe",
         })
     }
@@ -390,7 +398,7 @@ mod tests {
         let mut tenants = tenants();
         update(&mut tenants, &document(&good(1))).unwrap();
         assert_eq!(problems(&tenants), Vec::<String>::new());
-        assert!(table(&tenants, false).contains("suspect"));
+        assert!(table(&tenants, false).contains("mining"));
         assert!(
             line(&tenants).contains("miner: CPU 90 %"),
             "{}",
@@ -420,12 +428,18 @@ mod tests {
         let lazy_honest = droplet("honest", 1, 1_000, [9, 0, 0, 0], false);
         let unseen_honest = droplet("honest", 1, 900_000_000, [0; 4], false);
         let caught_idle = droplet("idle", 1, 0, [9; 4], true);
+        let mut suspected_miner = droplet("miner", 1, 900_000_000, [9; 4], true);
+        suspected_miner["verdict"]["level"] = json!("suspect");
+        let mut suspected_honest = droplet("honest", 1, 900_000_000, [9, 0, 0, 0], false);
+        suspected_honest["verdict"]["level"] = json!("suspect");
         for (wrong, word) in [
             (quiet_miner, "has not concluded"),
             (caught_honest, "does not mine"),
             (lazy_honest, "should be busy"),
             (unseen_honest, "never seen"),
             (caught_idle, "does not mine"),
+            (suspected_miner, "its verdict is suspect"),
+            (suspected_honest, "its verdict is suspect"),
         ] {
             let mut tenants = tenants();
             let mut all: Vec<Value> = good(1).to_vec();

@@ -9,7 +9,7 @@ use davy_abi::TenantIndex;
 use davy_evidence::{Pmu, ResumeError, pmu::Test};
 
 use crate::{
-    evidence::{CARRIED_NS_MAX, DUTY_SPAN_NS, InAllModes},
+    evidence::{CARRIED_NS_MAX, DUTY_SPAN_NS, InAllModes, Mixing},
     window::ThreadKey,
 };
 
@@ -78,6 +78,18 @@ impl Mixes {
         Ok(())
     }
 
+    /// Which of the tenant's threads have `RandomX`'s mix now.
+    #[must_use]
+    pub fn mixing(&self, tenant: TenantIndex) -> Mixing {
+        let Some(tenant) = self.tenants.get(&tenant) else {
+            return Mixing::default();
+        };
+        Mixing {
+            threads: tenant.concluded(),
+            carried: (tenant.carried.as_ref()).is_some_and(|carried| carried.test.concluded()),
+        }
+    }
+
     /// Gives a turn to its thread's test.
     pub fn add(&mut self, turn: &Turn) {
         let tenant = self.tenants.entry(turn.tenant).or_default();
@@ -114,12 +126,7 @@ impl Mixes {
             return Standing::default();
         };
         tenant.drop_carried(span_ns);
-        let concluded = tenant
-            .threads
-            .iter()
-            .filter(|(_, thread)| thread.test.concluded())
-            .map(|(&key, _)| key)
-            .collect();
+        let concluded = tenant.concluded();
         let nearest = tenant
             .threads
             .iter()
@@ -176,6 +183,13 @@ impl Mixes {
 }
 
 impl Tenant {
+    fn concluded(&self) -> BTreeSet<ThreadKey> {
+        (self.threads.iter())
+            .filter(|(_, thread)| thread.test.concluded())
+            .map(|(&key, _)| key)
+            .collect()
+    }
+
     /// Drops what was carried if it is too old, or threads have come to the same by themselves.
     fn drop_carried(&mut self, span_ns: u64) {
         let Some(carried) = &mut self.carried else {

@@ -40,7 +40,7 @@ use self::{
     thread::{Figures, Outcome, Thread, has_mix},
 };
 use crate::{
-    evidence::InAllModes,
+    evidence::{InAllModes, Mixing},
     kernel::{Reading, perf::Scope},
     window::ThreadKey,
 };
@@ -313,6 +313,12 @@ impl Pmu {
             SensorState::NeverRan
         };
         (state, remarks.join("; "))
+    }
+
+    /// Which of a tenant's threads have `RandomX`'s mix now.
+    #[must_use]
+    pub fn mixing(&self, tenant: TenantIndex) -> Mixing {
+        self.mixes.mixing(tenant)
     }
 
     /// What was counted for a tenant in the window of `span_ns`, after [`Pmu::collect`]; a new window begins.
