@@ -25,6 +25,8 @@ use crate::load::Load;
 const THREADS: [usize; 3] = [10, 100, 1000];
 /// How long the agent may take to watch them.
 const WATCH_WITHIN: Duration = Duration::from_secs(30);
+/// After its start the agent has the kernel keep time of its programs for two seconds.
+const TIMED: Duration = Duration::from_secs(3);
 /// How long it may take to end.
 const END_WITHIN: Duration = Duration::from_secs(5);
 /// Least time to measure: two windows of the default length.
@@ -45,7 +47,7 @@ pub struct Unwatching {
 }
 
 impl Unwatching {
-    /// Starts it; when this returns its programs are attached.
+    /// Starts it; when this returns its programs are attached, and the kernel keeps time of them no more, as in 18 s of 20.
     ///
     /// # Errors
     /// If it cannot be started, or does not answer.
@@ -69,6 +71,8 @@ impl Unwatching {
             }
             thread::sleep(Duration::from_millis(20));
         }
+        thread::sleep(TIMED);
+        agent.check()?;
         Ok(Self {
             _agent: agent,
             _scratch: scratch,

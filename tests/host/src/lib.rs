@@ -86,30 +86,38 @@ pub fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
 #[must_use]
 pub fn pinned(program: &str) -> Load {
     let load = Load::start(program, &["hold", "text", "0"]);
+    pin(load.id());
+    load
+}
+
+/// Puts all threads of a process on the last CPU, with a real-time priority that takes turns.
+///
+/// # Panics
+/// If it cannot be done.
+pub fn pin(pid: u32) {
     let cpu = davy_agent::nudge::online_cpus()
         .ok()
-        .and_then(|cpus| cpus.last().copied())
-        .and_then(|cpu| usize::try_from(cpu).ok());
+        .and_then(|cpus| cpus.last().copied());
     let Some(cpu) = cpu else {
         panic!("the kernel does not say which CPUs are online");
     };
-    let mut set = rustix::thread::CpuSet::new();
-    set.set(cpu);
-    let pid = i32::try_from(load.id())
-        .ok()
-        .and_then(rustix::process::Pid::from_raw);
-    if let Err(error) = rustix::thread::sched_setaffinity(pid, &set) {
-        panic!("the load cannot be put on CPU {cpu}: {error}");
+    let (cpu, pid) = (cpu.to_string(), pid.to_string());
+    for (program, arguments) in [
+        (
+            "taskset",
+            ["--all-tasks", "--cpu-list", "--pid", &cpu, &pid],
+        ),
+        ("chrt", ["--all-tasks", "--rr", "--pid", "1", &pid]),
+    ] {
+        let done = Command::new(program)
+            .args(arguments)
+            .stdout(std::process::Stdio::null())
+            .status();
+        assert!(
+            done.as_ref().is_ok_and(ExitStatus::success),
+            "{program} gave {done:?}"
+        );
     }
-    let id = load.id().to_string();
-    let set = Command::new("chrt")
-        .args(["--rr", "--pid", "1", &id])
-        .status();
-    assert!(
-        set.as_ref().is_ok_and(ExitStatus::success),
-        "chrt gave {set:?}"
-    );
-    load
 }
 
 /// A process of `davy-host-load`, ended with the test.

@@ -1,7 +1,7 @@
 //! vCPU threads on the local kernel: the vCPU of a real KVM guest is found by itself, and nothing else is. What
 //! guests compute is looked at in `tests/vm`.
 
-use davy_host_tests::{Load, kernel, nudged, readings, wait_for};
+use davy_host_tests::{Load, kernel, nudged, pin, pinned, readings, wait_for};
 
 const LOAD: &str = env!("CARGO_BIN_EXE_davy-host-load");
 
@@ -57,5 +57,34 @@ fn a_guests_general_registers_are_looked_at() {
         "{} of {} random",
         slot.general_random,
         slot.general_samples
+    );
+}
+
+#[test]
+fn who_ran_while_a_vcpu_waited_is_named() {
+    let mut guest = Load::spawn(LOAD, &["guest"]);
+    let said = guest.line();
+    if said != "ready" {
+        println!("SKIPPED: no KVM guest can run on this machine ({said})");
+        return;
+    }
+    pin(guest.id());
+    let busy = pinned(LOAD);
+    let kernel = kernel();
+    let waits = wait_for("a long wait of the vCPU", || {
+        let vcpu = readings(&kernel)
+            .into_iter()
+            .find(|reading| reading.slot.tgid == guest.id())?;
+        let waits = kernel.waits(vcpu.index)?;
+        (waits.named_ns > 1_000_000_000).then_some(waits)
+    });
+    let behind: u64 = (waits.behind.iter())
+        .filter(|entry| entry.tgid == busy.id())
+        .map(|entry| entry.ns)
+        .sum();
+    assert!(waits.named_ns <= waits.waited_ns, "{waits:?}");
+    assert!(
+        behind * 100 >= waits.named_ns * 90,
+        "{behind} ns behind the busy process: {waits:?}"
     );
 }
