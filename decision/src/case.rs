@@ -1,0 +1,437 @@
+//! A case: what people see of an account's episode, and what they decide. Pure.
+//!
+//! ```text
+//! open ──claim──▶ claimed ──unlock │ denial by two──▶ decided ──close──▶ closed
+//!   ▲               │  ▲                                │
+//!   └───give back───┘  └──────── appeal ────────────────┘
+//! ```
+//!
+//! - The customer's clock runs from when they speak, or are locked, until a person answers.
+//! - A denial takes two different people and a reason that each wrote for this case ([`crate::text`]).
+//! - An appealed lock takes two independent reviews; neither reviewer sees the other's before both are in ([`Case::seen_by`]).
+//!   If they differ, or both say so, the account is unlocked.
+//!
+//! A person is an identity: two tokens of one person are one person.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    account::AccountId,
+    text::{Reason, ReasonError},
+    time::{Span, Time},
+};
+
+/// Most messages of a case that are kept; a further one is refused, and its text with it.
+pub const MESSAGES_MAX: usize = 1_000;
+
+/// An identity, as the provider knows it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Person(pub String);
+
+impl fmt::Display for Person {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+/// Names a case for good: the account, and its number there.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CaseId {
+    /// Whose.
+    pub account: AccountId,
+    /// Which one, from 1.
+    pub number: u64,
+}
+
+impl fmt::Display for CaseId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.account, self.number)
+    }
+}
+
+/// Where a case stands.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// Nobody has it.
+    Open,
+    /// A person works on it.
+    Claimed {
+        /// Who.
+        by: Person,
+        /// Since when.
+        at: Time,
+    },
+    /// Decided, and the customer may still appeal.
+    Decided {
+        /// How.
+        ruling: Ruling,
+        /// When.
+        at: Time,
+    },
+    /// Closed.
+    Closed {
+        /// How.
+        ruling: Ruling,
+        /// When.
+        at: Time,
+    },
+}
+
+/// What was decided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ruling {
+    /// The customer is in the right: flag and hold.
+    Legitimate,
+    /// Nobody can tell: a hold alone.
+    Unsure,
+    /// Abuse.
+    Denied,
+}
+
+/// What one person found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Finding {
+    /// To be unlocked.
+    Unlock,
+    /// Abuse.
+    Deny,
+}
+
+/// One person's finding, in their own words.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Opinion {
+    /// Who.
+    pub by: Person,
+    /// When.
+    pub at: Time,
+    /// What.
+    pub finding: Finding,
+    /// Why.
+    pub reason: Reason,
+}
+
+/// Who said something.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Speaker {
+    /// The customer.
+    Customer {
+        /// By which way.
+        channel: String,
+    },
+    /// A person of the provider's.
+    Person {
+        /// Who.
+        person: Person,
+    },
+    /// Davy.
+    Automation,
+}
+
+/// Something said.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Message {
+    /// When.
+    pub at: Time,
+    /// By whom.
+    pub from: Speaker,
+    /// What.
+    pub text: String,
+}
+
+/// A case.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Case {
+    /// Its name.
+    pub id: CaseId,
+    /// The episode's number.
+    pub episode: u64,
+    /// When it was opened.
+    pub opened_at: Time,
+    /// Where it stands.
+    pub state: State,
+    /// Since when the customer waits for a person; absent: they do not.
+    pub waiting_since: Option<Time>,
+    /// Whether somebody was paged for this wait.
+    pub paged: bool,
+    /// When a lock or power-down was appealed; absent: it was not.
+    pub appealed_at: Option<Time>,
+    /// The opinions since the last ruling, or the appeal.
+    pub opinions: Vec<Opinion>,
+    /// What was said.
+    pub messages: Vec<Message>,
+}
+
+/// Why something cannot be done to a case.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CaseError {
+    /// Not in this state.
+    #[error("case {case} is {state}: {what}")]
+    State {
+        /// Which case.
+        case: String,
+        /// Where it stands.
+        state: &'static str,
+        /// What was tried, and what to do.
+        what: &'static str,
+    },
+    /// Another person has it.
+    #[error("case {case} is claimed by {by} since {since}")]
+    Claimed {
+        /// Which case.
+        case: String,
+        /// By whom.
+        by: Person,
+        /// Since when.
+        since: Time,
+    },
+    /// One person cannot be two.
+    #[error("{by} has given an opinion on case {case}: the second one is another person's")]
+    SamePerson {
+        /// Which case.
+        case: String,
+        /// Who.
+        by: Person,
+    },
+    /// The reason is none.
+    #[error(transparent)]
+    Reason(#[from] ReasonError),
+    /// Too much was said.
+    #[error("case {case} has {MESSAGES_MAX} messages: close it, and go on in a new one")]
+    Full {
+        /// Which case.
+        case: String,
+    },
+}
+
+impl Case {
+    /// Opens a case.
+    #[must_use]
+    pub const fn open(id: CaseId, episode: u64, at: Time) -> Self {
+        Self {
+            id,
+            episode,
+            opened_at: at,
+            state: State::Open,
+            waiting_since: None,
+            paged: false,
+            appealed_at: None,
+            opinions: Vec::new(),
+            messages: Vec::new(),
+        }
+    }
+
+    /// Whether people still have something to do.
+    #[must_use]
+    pub const fn is_open(&self) -> bool {
+        matches!(self.state, State::Open | State::Claimed { .. })
+    }
+
+    /// Its place in the queue, least first: acted on (`locked`) before others, then the longest wait, then age.
+    #[must_use]
+    pub fn rank(&self, locked: bool) -> (bool, Time, Time) {
+        let latest = Time::from_unix_ms(u64::MAX);
+        (
+            !locked,
+            self.waiting_since.unwrap_or(latest),
+            self.opened_at,
+        )
+    }
+
+    fn wrong(&self, what: &'static str) -> CaseError {
+        CaseError::State {
+            case: self.id.to_string(),
+            state: match self.state {
+                State::Open => "open",
+                State::Claimed { .. } => "claimed",
+                State::Decided { .. } => "decided",
+                State::Closed { .. } => "closed",
+            },
+            what,
+        }
+    }
+
+    /// A person takes it up. Who has it already keeps it.
+    ///
+    /// # Errors
+    /// If another person has it, or there is nothing left to do.
+    pub fn claim(&mut self, by: &Person, at: Time) -> Result<(), CaseError> {
+        match &self.state {
+            State::Open => {
+                self.state = State::Claimed { by: by.clone(), at };
+                Ok(())
+            }
+            State::Claimed { by: holder, .. } if holder == by => Ok(()),
+            State::Claimed { by, at } => Err(CaseError::Claimed {
+                case: self.id.to_string(),
+                by: by.clone(),
+                since: *at,
+            }),
+            State::Decided { .. } | State::Closed { .. } => {
+                Err(self.wrong("there is nothing left to claim"))
+            }
+        }
+    }
+
+    /// The person who has it gives it back.
+    ///
+    /// # Errors
+    /// If that person does not have it.
+    pub fn give_back(&mut self, by: &Person) -> Result<(), CaseError> {
+        match &self.state {
+            State::Claimed { by: holder, .. } if holder == by => {
+                self.state = State::Open;
+                Ok(())
+            }
+            _ => Err(self.wrong("only who has claimed it can give it back")),
+        }
+    }
+
+    /// Something is said. What the customer says starts their clock; what a person answers ends it. `locked`: a lock or power-down
+    /// is in effect, against which the customer's words are an appeal.
+    ///
+    /// # Errors
+    /// If too much was said already.
+    pub fn say(&mut self, message: Message, locked: bool) -> Result<(), CaseError> {
+        if self.messages.len() >= MESSAGES_MAX {
+            return Err(CaseError::Full {
+                case: self.id.to_string(),
+            });
+        }
+        match &message.from {
+            Speaker::Customer { .. } => {
+                self.wait(message.at);
+                if locked && self.appealed_at.is_none() {
+                    self.appeal(message.at);
+                }
+            }
+            Speaker::Person { .. } => self.answered(),
+            Speaker::Automation => {}
+        }
+        self.messages.push(message);
+        Ok(())
+    }
+
+    /// The customer waits from `at` on, if they did not before.
+    pub fn wait(&mut self, at: Time) {
+        if self.waiting_since.is_none() {
+            (self.waiting_since, self.paged) = (Some(at), false);
+        }
+    }
+
+    fn answered(&mut self) {
+        (self.waiting_since, self.paged) = (None, false);
+    }
+
+    /// Opinions from before an appeal do not count for it: both reviews are new.
+    fn appeal(&mut self, at: Time) {
+        self.appealed_at = Some(at);
+        self.opinions.clear();
+        if matches!(self.state, State::Decided { .. }) {
+            self.state = State::Open;
+        }
+    }
+
+    /// Whether the customer has waited longer than `limit` and nobody was paged for it.
+    #[must_use]
+    pub fn page_due(&self, at: Time, limit: Span) -> bool {
+        !self.paged && self.waiting_since.is_some_and(|since| at - since > limit)
+    }
+
+    /// A person unlocks. On an appealed case this is a review, and one is not enough: see [`Case::opine`].
+    ///
+    /// # Errors
+    /// If there is nothing left to decide, or another person has the case.
+    pub fn unlock(&mut self, by: &Person, ruling: Ruling, at: Time) -> Result<(), CaseError> {
+        self.claim(by, at)?;
+        self.answered();
+        self.state = State::Decided { ruling, at };
+        Ok(())
+    }
+
+    /// A person gives an opinion: proposes a denial, gives the second opinion on one, or reviews an appeal. `earlier`: reasons
+    /// written in other cases, by name. Gives the ruling if there is one now.
+    ///
+    /// # Errors
+    /// If there is nothing left to decide, the person has given an opinion before, or the reason is not their own.
+    pub fn opine<'a>(
+        &mut self,
+        opinion: Opinion,
+        earlier: impl IntoIterator<Item = (&'a str, &'a Reason)>,
+    ) -> Result<Option<Ruling>, CaseError> {
+        if !self.is_open() {
+            return Err(self.wrong("there is nothing left to decide"));
+        }
+        if self.opinions.iter().any(|held| held.by == opinion.by) {
+            return Err(CaseError::SamePerson {
+                case: self.id.to_string(),
+                by: opinion.by,
+            });
+        }
+        let reasons = self.opinions.iter().map(|held| &held.reason);
+        let in_case = reasons.map(|reason| ("the other opinion on this case", reason));
+        opinion.reason.is_own(in_case)?;
+        opinion.reason.is_own(earlier)?;
+        let at = opinion.at;
+        self.opinions.push(opinion);
+        let ruling = self.ruling();
+        if let Some(ruling) = ruling {
+            self.answered();
+            self.state = State::Decided { ruling, at };
+        }
+        Ok(ruling)
+    }
+
+    /// What the opinions amount to. Two denials of two people deny; an unlock among two unlocks; before an appeal a single
+    /// unlock does as well.
+    fn ruling(&self) -> Option<Ruling> {
+        let unlock = self
+            .opinions
+            .iter()
+            .any(|held| held.finding == Finding::Unlock);
+        match (self.opinions.len(), self.appealed_at) {
+            (0, _) | (1, Some(_)) => None,
+            (1, None) => unlock.then_some(Ruling::Unsure),
+            _ if unlock => Some(Ruling::Unsure),
+            _ => Some(Ruling::Denied),
+        }
+    }
+
+    /// The case as `person` may see it: while an appeal is reviewed, without the other reviewer's opinion.
+    #[must_use]
+    pub fn seen_by(&self, person: &Person) -> Self {
+        let mut seen = self.clone();
+        if self.appealed_at.is_some() && self.is_open() {
+            seen.opinions.retain(|held| held.by == *person);
+        }
+        seen
+    }
+
+    /// Closes a decided case.
+    ///
+    /// # Errors
+    /// If it is not decided.
+    pub fn close(&mut self, at: Time) -> Result<(), CaseError> {
+        match self.state {
+            State::Decided { ruling, .. } => {
+                self.state = State::Closed { ruling, at };
+                Ok(())
+            }
+            _ => Err(self.wrong("only a decided case can be closed")),
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "case_tests.rs"]
+mod tests;

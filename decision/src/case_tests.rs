@@ -1,0 +1,146 @@
+//! Cases, step by step.
+
+use super::*;
+
+const T0: Time = Time::from_unix_ms(1_559_148_180_000);
+
+fn person(name: &str) -> Person {
+    Person(name.to_owned())
+}
+
+fn case() -> Case {
+    let account = "acct-1".try_into().unwrap();
+    Case::open(CaseId { account, number: 1 }, 1, T0)
+}
+
+fn said(from: Speaker, minutes: u64) -> Message {
+    Message {
+        at: T0.after(Span::minutes(minutes)),
+        from,
+        text: "hello".to_owned(),
+    }
+}
+
+fn customer() -> Speaker {
+    Speaker::Customer {
+        channel: "ticket".to_owned(),
+    }
+}
+
+fn opinion(by: &str, finding: Finding, text: &str) -> Opinion {
+    Opinion {
+        by: person(by),
+        at: T0,
+        finding,
+        reason: text.to_owned().try_into().unwrap(),
+    }
+}
+
+const ONE: &str =
+    "Four droplets computed RandomX for a day and the card is reported stolen by its bank";
+const TWO: &str =
+    "I asked twice what runs there, the answers named a pool, and the payment bounced since";
+
+#[test]
+fn a_claimed_case_is_one_persons() {
+    let mut case = case();
+    case.claim(&person("ann"), T0).unwrap();
+    assert_eq!(case.claim(&person("ann"), T0), Ok(()));
+    let error = case.claim(&person("bob"), T0).unwrap_err().to_string();
+    assert!(error.contains("claimed by ann"), "{error}");
+    assert!(case.give_back(&person("bob")).is_err());
+    case.give_back(&person("ann")).unwrap();
+    assert_eq!(case.claim(&person("bob"), T0), Ok(()));
+}
+
+#[test]
+fn the_customers_clock_runs_from_their_first_word_to_a_persons_answer() {
+    let mut case = case();
+    case.say(said(customer(), 1), false).unwrap();
+    case.say(said(customer(), 9), false).unwrap();
+    case.say(said(Speaker::Automation, 10), false).unwrap();
+    assert_eq!(case.waiting_since, Some(T0.after(Span::minutes(1))));
+    let limit = Span::minutes(15);
+    assert!(!case.page_due(T0.after(Span::minutes(16)), limit));
+    assert!(case.page_due(T0.after(Span::minutes(17)), limit));
+    let ann = Speaker::Person {
+        person: person("ann"),
+    };
+    case.say(said(ann, 18), false).unwrap();
+    assert_eq!(case.waiting_since, None);
+}
+
+#[test]
+fn a_denial_takes_two_people_with_two_texts() {
+    let mut case = case();
+    assert_eq!(case.opine(opinion("ann", Finding::Deny, ONE), []), Ok(None));
+    let same = case.opine(opinion("ann", Finding::Deny, TWO), []);
+    assert!(matches!(same, Err(CaseError::SamePerson { .. })));
+    let copied = case.opine(opinion("bob", Finding::Deny, ONE), []);
+    assert!(matches!(copied, Err(CaseError::Reason(_))));
+    let template: Reason = TWO.to_owned().try_into().unwrap();
+    let copied = case.opine(
+        opinion("bob", Finding::Deny, TWO),
+        [("case acct-9/1", &template)],
+    );
+    assert!(copied.unwrap_err().to_string().contains("acct-9/1"));
+    assert!(case.is_open());
+    assert_eq!(
+        case.opine(opinion("bob", Finding::Deny, TWO), []),
+        Ok(Some(Ruling::Denied))
+    );
+}
+
+#[test]
+fn opinions_that_differ_unlock() {
+    let mut case = case();
+    case.opine(opinion("ann", Finding::Deny, ONE), []).unwrap();
+    let second = case.opine(opinion("bob", Finding::Unlock, TWO), []);
+    assert_eq!(second, Ok(Some(Ruling::Unsure)));
+}
+
+#[test]
+fn an_appealed_lock_takes_two_new_reviews_and_neither_sees_the_other() {
+    let mut case = case();
+    case.opine(opinion("ann", Finding::Deny, ONE), []).unwrap();
+    case.say(said(customer(), 5), true).unwrap();
+    assert!(case.appealed_at.is_some() && case.opinions.is_empty());
+    let first = case.opine(opinion("cid", Finding::Unlock, ONE), []);
+    assert_eq!(first, Ok(None), "one review is not enough");
+    assert!(case.seen_by(&person("dan")).opinions.is_empty());
+    assert_eq!(case.seen_by(&person("cid")).opinions.len(), 1);
+    let second = case.opine(opinion("dan", Finding::Deny, TWO), []);
+    assert_eq!(second, Ok(Some(Ruling::Unsure)));
+    assert_eq!(case.seen_by(&person("eve")).opinions.len(), 2);
+}
+
+#[test]
+fn an_appeal_opens_a_decided_case_again() {
+    let mut case = case();
+    case.opine(opinion("ann", Finding::Deny, ONE), []).unwrap();
+    case.opine(opinion("bob", Finding::Deny, TWO), []).unwrap();
+    case.say(said(customer(), 5), true).unwrap();
+    assert_eq!(case.state, State::Open);
+    assert_eq!(case.waiting_since, Some(T0.after(Span::minutes(5))));
+}
+
+#[test]
+fn who_was_locked_comes_first_and_then_who_waits_longest() {
+    let mut waiting = case();
+    waiting.say(said(customer(), 1), false).unwrap();
+    let mut locked = case();
+    locked.say(said(customer(), 30), true).unwrap();
+    let silent = case();
+    assert!(locked.rank(true) < waiting.rank(false));
+    assert!(waiting.rank(false) < silent.rank(false));
+}
+
+#[test]
+fn only_a_decided_case_is_closed_and_a_closed_one_stays() {
+    let mut case = case();
+    assert!(case.close(T0).is_err());
+    case.unlock(&person("ann"), Ruling::Legitimate, T0).unwrap();
+    case.close(T0).unwrap();
+    assert!(case.claim(&person("bob"), T0).is_err());
+    assert!(case.opine(opinion("bob", Finding::Deny, ONE), []).is_err());
+}

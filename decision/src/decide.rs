@@ -1,0 +1,369 @@
+//! The decision: from an immutable input to a plan with reasons. Pure: the same input and policies give the same plan, bit for bit.
+//!
+//! Policies say what is permitted ([`crate::policy`]); then code checks the design's invariants 1 to 4 once more, whatever
+//! they said:
+//! 1. nothing that reaches the customer with a safety in force;
+//! 2. unknown or stale facts are a safety;
+//! 3. nothing that reaches the customer on CPU load, or on a single class of evidence;
+//! 4. nothing that reaches the customer before an unlock's hold has ended.
+//!
+//! A plan does nothing: each of its steps is released on its own, where everything is looked at again.
+
+use davy_evidence::Level;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    account::{AccountId, Burst, DropletId, Facts, greatest_burst},
+    episode::{Episode, Summary},
+    fleet::Fleet,
+    policy::{Asked, Policies, Situation, Step},
+    safety::{self, Allowed, Conversation, Ground, Hold, Looked, Safety},
+    settings::Settings,
+    time::{Span, Time},
+};
+
+/// Everything a decision rests on. It is stored with the plan.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Input {
+    /// The reference time.
+    pub at: Time,
+    /// Whose.
+    pub account: AccountId,
+    /// The digest of the policies.
+    pub policy: String,
+    /// The limits.
+    pub settings: Settings,
+    /// The evidence.
+    pub episode: Episode,
+    /// The facts, as held.
+    pub facts: Facts,
+    /// Why facts could not be fetched, if so.
+    #[serde(default)]
+    pub fetch_failed: Option<String>,
+    /// A person's word that high CPU is allowed.
+    #[serde(default)]
+    pub allowed: Option<Allowed>,
+    /// Holds that unlocks set.
+    #[serde(default)]
+    pub holds: Vec<Hold>,
+    /// The customer waits for a person.
+    #[serde(default)]
+    pub conversation: Option<Conversation>,
+    /// Kill switch and budget.
+    pub fleet: Fleet,
+    /// Steps that were taken in this episode, or are under way.
+    #[serde(default)]
+    pub taken: Vec<Step>,
+    /// The account is throttled now, by this episode's action.
+    #[serde(default)]
+    pub throttled: bool,
+    /// What a person decided for this account before.
+    #[serde(default)]
+    pub ruling: Option<Step>,
+}
+
+/// What is to be done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Plan {
+    /// The highest step it asks for.
+    pub step: Step,
+    /// All of them, mildest first; what was taken before is not among them.
+    pub steps: Vec<Step>,
+    /// Droplets to act on.
+    pub targets: Vec<DropletId>,
+    /// Why, in words.
+    pub reasons: Vec<String>,
+    /// Every safety, and whether it is in force.
+    pub safeties: Vec<Looked>,
+    /// What policies said to each step.
+    pub asked: Vec<Asked>,
+    /// Steps that policies permitted and code refused, and why.
+    pub overruled: Vec<String>,
+    /// What the evidence amounts to.
+    pub evidence: Summary,
+    /// The policies' digest.
+    pub policy: String,
+}
+
+impl Plan {
+    /// Whether any safety is in force.
+    #[must_use]
+    pub fn safety_in_force(&self) -> bool {
+        self.safeties.iter().any(|looked| looked.in_force)
+    }
+
+    /// The ids of the policies that decided its steps, sorted, each once.
+    #[must_use]
+    pub fn deciding(&self) -> Vec<&str> {
+        let mut ids: Vec<_> = (self.asked.iter())
+            .filter(|asked| self.steps.contains(&asked.step))
+            .flat_map(|asked| asked.policies.iter().map(String::as_str))
+            .collect();
+        ids.sort_unstable();
+        ids.dedup();
+        ids
+    }
+}
+
+/// Decides. `policies` are those that `input.policy` names; with others nothing but observing is planned.
+#[must_use]
+pub fn decide(policies: &Policies, input: &Input) -> Plan {
+    let evidence = input.episode.summary(input.at, &input.settings);
+    let mut safeties = safety::look(&ground(input, &evidence));
+    let situation = situation(input, &evidence, &safeties);
+    let asked = policies.ask(&situation);
+    doubt_errors(&asked, policies, input, &mut safeties);
+    let in_force: Vec<_> = in_force(&safeties);
+    let mut overruled = Vec::new();
+    let mut steps: Vec<Step> = Vec::new();
+    for answer in &asked {
+        if !answer.permitted {
+            continue;
+        }
+        match refusal(answer.step, &evidence, &in_force) {
+            Some(why) => overruled.push(format!(
+                "{}: permitted by {}, refused: {why}",
+                answer.step,
+                answer.policies.join(", ")
+            )),
+            None => steps.push(answer.step),
+        }
+    }
+    steps.retain(|step| !input.taken.contains(step));
+    let acts = steps.iter().any(|step| step.is_customer_facing());
+    // Every automated action has a case.
+    if acts && !steps.contains(&Step::OpenCase) && !input.taken.contains(&Step::OpenCase) {
+        steps.push(Step::OpenCase);
+        steps.sort_unstable();
+    }
+    let step = steps.iter().copied().max().unwrap_or_default();
+    let targets = if acts {
+        evidence.targets.clone()
+    } else {
+        Vec::new()
+    };
+    Plan {
+        step,
+        reasons: reasons(input, &evidence, &situation, &safeties, step),
+        steps,
+        targets,
+        safeties,
+        asked,
+        overruled,
+        evidence,
+        policy: policies.digest().to_owned(),
+    }
+}
+
+/// What the safeties look at, of a decision's input.
+#[must_use]
+pub fn ground<'a>(input: &'a Input, evidence: &Summary) -> Ground<'a> {
+    Ground {
+        at: input.at,
+        settings: &input.settings,
+        facts_fresh: input.settings.facts_fresh_ms,
+        facts: &input.facts,
+        fetch_failed: input.fetch_failed.as_deref(),
+        allowed: input.allowed.as_ref(),
+        holds: &input.holds,
+        conversation: input.conversation.as_ref(),
+        fleet: &input.fleet,
+        targets: u64::try_from(evidence.targets.len()).unwrap_or(u64::MAX),
+    }
+}
+
+/// The safeties in force.
+#[must_use]
+pub fn in_force(safeties: &[Looked]) -> Vec<Safety> {
+    (safeties.iter())
+        .filter(|looked| looked.in_force)
+        .map(|looked| looked.safety)
+        .collect()
+}
+
+/// An error while evaluating policies, or policies that are not the input's: nothing is known for sure.
+fn doubt_errors(asked: &[Asked], policies: &Policies, input: &Input, safeties: &mut [Looked]) {
+    let mut why: Vec<_> = asked
+        .iter()
+        .flat_map(|asked| asked.errors.iter().cloned())
+        .collect();
+    why.sort_unstable();
+    why.dedup();
+    let mut why: Vec<_> = why
+        .into_iter()
+        .map(|error| format!("a policy could not be evaluated: {error}"))
+        .collect();
+    if policies.digest() != input.policy {
+        why.push(format!(
+            "the policies are {}, the decision was to be made under {}",
+            policies.digest(),
+            input.policy
+        ));
+    }
+    if why.is_empty() {
+        return;
+    }
+    for looked in safeties
+        .iter_mut()
+        .filter(|looked| looked.safety == Safety::UnknownStanding)
+    {
+        if looked.in_force {
+            why.insert(0, std::mem::take(&mut looked.why));
+        }
+        looked.in_force = true;
+        looked.why = why.join("; ");
+    }
+}
+
+/// Why a step that policies permit is not taken, by invariants 1 to 4.
+fn refusal(step: Step, evidence: &Summary, in_force: &[Safety]) -> Option<String> {
+    if !step.is_customer_facing() {
+        return None;
+    }
+    if !in_force.is_empty() {
+        let names: Vec<_> = in_force.iter().map(|safety| safety.name()).collect();
+        return Some(format!("in force: {}", names.join(", ")));
+    }
+    if evidence.level != Level::Mining {
+        return Some(format!("the evidence is {}", evidence.level));
+    }
+    if evidence.classes.count() < 2 {
+        return Some(format!(
+            "{} class of evidence, two are needed",
+            evidence.classes.count()
+        ));
+    }
+    if evidence.targets.is_empty() {
+        return Some("no droplet mines now".to_owned());
+    }
+    None
+}
+
+fn situation<'a>(input: &'a Input, evidence: &Summary, safeties: &[Looked]) -> Situation<'a> {
+    let burst = burst_of(input);
+    Situation {
+        account: &input.account,
+        level: evidence.level,
+        mining_minutes: evidence.mining.as_minutes(),
+        suspect_minutes: evidence.suspect.as_minutes(),
+        classes: evidence.classes.count(),
+        engaged_days: input
+            .facts
+            .engaged_since()
+            .map(|since| (input.at - since).as_days()),
+        payment_trouble: (input.facts.payments.as_ref())
+            .is_some_and(|known| known.value.troubled(input.at)),
+        burst_droplets: burst.droplets,
+        burst_mining_percent: burst.mining_percent,
+        burst_mining_minutes: burst.mining.as_minutes(),
+        throttled: input.throttled,
+        ruling: input.ruling,
+        safeties: in_force(safeties),
+    }
+}
+
+/// The greatest burst, and how much of it mines.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct BurstMining {
+    droplets: u64,
+    mining_percent: u64,
+    mining: Span,
+}
+
+fn burst_of(input: &Input) -> BurstMining {
+    let within = input.settings.burst_within_ms;
+    let burst =
+        (input.facts.droplets.as_ref()).and_then(|known| greatest_burst(&known.value, within));
+    let Some(Burst { droplets, since: _ }) = burst else {
+        return BurstMining::default();
+    };
+    let mut mining: Vec<Span> = (droplets.iter())
+        .filter_map(|id| input.episode.droplets.get(id))
+        .map(|droplet| droplet.mining.total_ms)
+        .filter(|span| *span > Span::ZERO)
+        .collect();
+    mining.sort_unstable_by(|a, b| b.cmp(a));
+    let all = u64::try_from(droplets.len()).unwrap_or(u64::MAX);
+    // For how long four fifths of them mined at least; with fewer that mine, those that do.
+    let four_fifths = droplets.len().saturating_mul(4).div_ceil(5);
+    let span = mining.get(four_fifths.saturating_sub(1)).or(mining.last());
+    BurstMining {
+        droplets: all,
+        mining_percent: u64::try_from(mining.len())
+            .unwrap_or(u64::MAX)
+            .saturating_mul(100)
+            / all.max(1),
+        mining: span.copied().unwrap_or_default(),
+    }
+}
+
+fn reasons(
+    input: &Input,
+    evidence: &Summary,
+    situation: &Situation<'_>,
+    safeties: &[Looked],
+    step: Step,
+) -> Vec<String> {
+    let mut reasons = vec![match evidence.level {
+        Level::Quiet => "no droplet of the account shows evidence now; CPU load is none".to_owned(),
+        Level::Suspect => format!(
+            "suspect for {} in this episode, which began on {}: only a person can tell",
+            evidence.suspect, input.episode.since
+        ),
+        Level::Mining => format!(
+            "mining for {} in this episode, which began on {}; {} droplets mine now, on {} classes of evidence",
+            evidence.mining,
+            input.episode.since,
+            evidence.targets.len(),
+            evidence.classes.count()
+        ),
+    }];
+    for droplet in input
+        .episode
+        .droplets
+        .values()
+        .filter(|d| d.last.level == evidence.level && evidence.level > Level::Quiet)
+        .take(3)
+    {
+        if let Some(reason) = droplet.last.reasons.first() {
+            reasons.push(format!(
+                "droplet {} on {}: {reason}",
+                droplet.last.droplet, droplet.last.host
+            ));
+        }
+    }
+    if situation.burst_droplets > 1 {
+        reasons.push(format!(
+            "{} droplets were created within {}, of which {} per cent mine",
+            situation.burst_droplets,
+            input.settings.burst_within_ms,
+            situation.burst_mining_percent
+        ));
+    }
+    let names: Vec<_> = situation
+        .safeties
+        .iter()
+        .map(|safety| safety.name())
+        .collect();
+    if evidence.level > Level::Quiet {
+        reasons.push(if safeties.iter().any(|looked| looked.in_force) {
+            format!("in force for the customer: {}", names.join(", "))
+        } else {
+            "no safety is in force".to_owned()
+        });
+    }
+    if step == Step::Observe && !input.taken.is_empty() {
+        let taken: Vec<_> = input.taken.iter().map(|step| step.name()).collect();
+        reasons.push(format!(
+            "taken in this episode before: {}",
+            taken.join(", ")
+        ));
+    }
+    reasons
+}
+
+#[cfg(test)]
+#[path = "decide_tests.rs"]
+mod tests;

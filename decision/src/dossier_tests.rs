@@ -1,0 +1,397 @@
+//! An account's record, event by event.
+
+use davy_evidence::Level;
+
+use super::*;
+use crate::{
+    account::{Cents, Known, Payments},
+    case::Person,
+    decide::decide,
+    episode::Classes,
+    policy::Policies,
+    time::Span,
+};
+
+const T0: Time = Time::from_unix_ms(1_559_148_180_000);
+
+fn minute(n: u64) -> Time {
+    T0.after(Span::minutes(n))
+}
+
+fn known<T>(value: T, at: Time) -> Option<Known<T>> {
+    Some(Known { value, as_of: at })
+}
+
+fn facts(at: Time) -> Facts {
+    let since = T0.before(Span::days(1));
+    Facts {
+        created_at: known(since, at),
+        first_payment_at: known(None, at),
+        first_droplet_at: known(Some(since), at),
+        payments: known(Payments::default(), at),
+        run_rate: known(Cents(5000), at),
+        credit: known(None, at),
+        high_cpu_allowed: known(false, at),
+        vouched: known(None, at),
+        links: known(Vec::new(), at),
+        droplets: known(std::collections::BTreeMap::new(), at),
+    }
+}
+
+fn mining(from: u64, to: u64) -> Sighting {
+    Sighting {
+        droplet: "d1".try_into().unwrap(),
+        host: "h1".to_owned(),
+        from: minute(from),
+        to: minute(to),
+        level: Level::Mining,
+        classes: Classes {
+            fp_rounding: true,
+            register_randomness: true,
+            pmu: false,
+        },
+        cpu_percent: 200,
+        neighbours_wait_percent: None,
+        reasons: Vec::new(),
+    }
+}
+
+/// A dossier, the fleet and what is needed beside.
+struct World {
+    dossier: Dossier,
+    fleet: Fleet,
+    settings: Settings,
+    policies: Policies,
+}
+
+impl World {
+    fn new() -> Self {
+        let mut dossier = Dossier::new("acct-1".try_into().unwrap());
+        dossier.inform(facts(T0), T0).unwrap();
+        Self {
+            dossier,
+            fleet: Fleet {
+                droplets: 10_000,
+                ..Fleet::default()
+            },
+            settings: Settings::default(),
+            policies: Policies::shipped().unwrap(),
+        }
+    }
+
+    /// A new, unpaid account that mined for twenty minutes, with the decision carried into its record.
+    fn throttling() -> Self {
+        let mut world = Self::new();
+        world.dossier.observe(mining(0, 20), &world.settings);
+        world.decide(20);
+        world
+    }
+
+    fn decide(&mut self, at: u64) -> Vec<Event> {
+        let (policy, at) = (self.policies.digest().to_owned(), minute(at));
+        let input = self.dossier.input(&self.fleet, &policy, &self.settings, at);
+        let plan = decide(&self.policies, &input.unwrap());
+        self.dossier.apply(&plan, &self.settings, at)
+    }
+
+    fn key(&self, step: Step, undo: bool) -> Key {
+        Key {
+            account: self.dossier.account.clone(),
+            episode: 1,
+            step,
+            turn: 0,
+            undo,
+        }
+    }
+
+    fn release(&mut self, key: &Key, at: u64) -> State {
+        let at = minute(at);
+        self.dossier
+            .release(key, Ok(facts(at)), &mut self.fleet, &self.settings, at)
+            .unwrap();
+        self.state(key)
+    }
+
+    fn state(&self, key: &Key) -> State {
+        let found = self
+            .dossier
+            .actions
+            .iter()
+            .find(|action| action.key == *key);
+        found.unwrap().state.clone()
+    }
+
+    fn throttled() -> (Self, Key) {
+        let mut world = Self::throttling();
+        let key = world.key(Step::Throttle, false);
+        assert_eq!(world.release(&key, 21), State::Released { at: minute(21) });
+        world
+            .dossier
+            .learn(&key, Outcome::Done, minute(21))
+            .unwrap();
+        (world, key)
+    }
+}
+
+fn ann() -> Person {
+    Person("ann".to_owned())
+}
+
+#[test]
+fn a_decision_opens_a_case_and_fills_the_outbox_once() {
+    let mut world = World::throttling();
+    assert!(world.dossier.case.as_ref().is_some_and(Case::is_open));
+    let steps: Vec<_> = world.dossier.actions.iter().map(|a| a.key.step).collect();
+    assert_eq!(steps, [Step::Notify, Step::Throttle]);
+    let again = world.decide(21);
+    assert_eq!(again, [Event::CloserLook]);
+    assert_eq!(world.dossier.actions.len(), 2);
+}
+
+#[test]
+fn a_release_spends_the_budget_and_a_throttle_ends_by_itself() {
+    let (mut world, key) = World::throttled();
+    assert_eq!(world.fleet.spent.len(), 1);
+    let before = world
+        .dossier
+        .tick(&mut world.fleet, &world.settings, minute(20 + 1_439));
+    assert!(
+        !before
+            .iter()
+            .any(|event| matches!(event, Event::ActionPlanned { .. }))
+    );
+    world
+        .dossier
+        .tick(&mut world.fleet, &world.settings, minute(20 + 1_440));
+    assert_eq!(world.state(&Key { undo: true, ..key }), State::Planned);
+}
+
+#[test]
+fn what_speaks_for_the_customer_between_plan_and_release_withholds() {
+    type Change = fn(&mut World);
+    let changes: [(&str, Change); 6] = [
+        ("open_conversation", |w| {
+            w.dossier
+                .hear("m1", "ticket", "please", minute(20))
+                .unwrap();
+        }),
+        ("unlock_hold", |w| {
+            w.dossier.holds.push(Hold {
+                since: T0,
+                until: minute(99_999),
+                by: "ann".to_owned(),
+            });
+        }),
+        ("kill_switch", |w| {
+            w.fleet.stop = Some(crate::fleet::Stop {
+                since: T0,
+                by: "bob".to_owned(),
+                why: "drill".to_owned(),
+            });
+        }),
+        ("blast_radius", |w| w.settings.budget_per_hour = 0),
+        ("high_cpu_allowed", |w| {
+            w.dossier.allowed = Some(Allowed {
+                since: T0,
+                by: "ann".to_owned(),
+            });
+        }),
+        ("evidence is quiet", |w| {
+            let quiet = Sighting {
+                level: Level::Quiet,
+                ..mining(20, 21)
+            };
+            w.dossier.observe(quiet, &Settings::default());
+        }),
+    ];
+    for (word, change) in changes {
+        let mut world = World::throttling();
+        change(&mut world);
+        let key = world.key(Step::Throttle, false);
+        match world.release(&key, 21) {
+            State::Withheld { why, .. } => assert!(why.contains(word), "{word}: {why}"),
+            state => panic!("{word}: {state:?}"),
+        }
+        assert!(world.fleet.spent.is_empty());
+    }
+}
+
+#[test]
+fn facts_that_cannot_be_fetched_or_are_a_minute_old_withhold() {
+    let stale = || Ok(facts(minute(19)));
+    for fresh in [Err("refused".to_owned()), stale()] {
+        let mut world = World::throttling();
+        let key = world.key(Step::Throttle, false);
+        let World {
+            dossier,
+            fleet,
+            settings,
+            ..
+        } = &mut world;
+        dossier
+            .release(&key, fresh, fleet, settings, minute(21))
+            .unwrap();
+        let state = world.state(&key);
+        assert!(
+            matches!(&state, State::Withheld { why, .. } if why.contains("unknown_standing")),
+            "{state:?}"
+        );
+    }
+}
+
+#[test]
+fn a_stale_plan_never_runs() {
+    let mut world = World::throttling();
+    world.dossier.observe(mining(20, 31), &world.settings);
+    let key = world.key(Step::Throttle, false);
+    let state = world.release(&key, 31);
+    assert!(matches!(&state, State::Withheld { why, .. } if why.contains("plan is 11 min old")));
+    // It may be planned anew, under the same key.
+    world.decide(31);
+    assert_eq!(world.state(&key), State::Planned);
+}
+
+#[test]
+fn an_unlock_undoes_sets_the_hold_and_the_flag_at_once() {
+    let (mut world, key) = World::throttled();
+    let World {
+        dossier, settings, ..
+    } = &mut world;
+    let events = dossier.unlock(&ann(), true, settings, minute(30)).unwrap();
+    assert!(events.contains(&Event::HighCpuAllowed { by: ann() }));
+    assert!(dossier.allowed.is_some() && dossier.holds.len() == 1);
+    assert_eq!(world.state(&Key { undo: true, ..key }), State::Planned);
+    // The notice was never released, and now it is not.
+    assert!(matches!(
+        world.state(&world.key(Step::Notify, false)),
+        State::Withheld { .. }
+    ));
+    let unsure = {
+        let (mut world, _) = World::throttled();
+        let World {
+            dossier, settings, ..
+        } = &mut world;
+        dossier.unlock(&ann(), false, settings, minute(30)).unwrap();
+        world.dossier
+    };
+    assert!(unsure.allowed.is_none() && unsure.holds.len() == 1);
+}
+
+#[test]
+fn three_hours_after_an_unlock_the_same_load_leads_to_nothing() {
+    let (mut world, _) = World::throttled();
+    let World {
+        dossier, settings, ..
+    } = &mut world;
+    dossier.unlock(&ann(), false, settings, minute(30)).unwrap();
+    dossier.observe(mining(200, 230), settings);
+    dossier.inform(facts(minute(230)), minute(230)).unwrap();
+    let events = world.decide(230);
+    assert!(
+        !events
+            .iter()
+            .any(|event| matches!(event, Event::ActionPlanned { .. })),
+        "{events:?}"
+    );
+}
+
+#[test]
+fn what_was_done_while_the_customer_spoke_is_undone() {
+    let mut world = World::throttling();
+    let key = world.key(Step::Throttle, false);
+    world.release(&key, 21);
+    world
+        .dossier
+        .hear("m1", "ticket", "it is my build farm", minute(21))
+        .unwrap();
+    world
+        .dossier
+        .learn(&key, Outcome::Done, minute(22))
+        .unwrap();
+    assert_eq!(world.state(&Key { undo: true, ..key }), State::Planned);
+}
+
+#[test]
+fn a_message_told_twice_counts_once() {
+    let mut world = World::throttling();
+    world
+        .dossier
+        .hear("m1", "ticket", "hello", minute(21))
+        .unwrap();
+    let before = world.dossier.clone();
+    assert_eq!(
+        world.dossier.hear("m1", "ticket", "hello", minute(25)),
+        Ok(Vec::new())
+    );
+    assert_eq!(world.dossier, before);
+}
+
+#[test]
+fn nobody_decides_within_two_hours_and_a_lock_steps_back_to_a_throttle() {
+    let (mut world, throttle) = World::throttled();
+    let mut lock = world.dossier.actions[1].clone();
+    lock.key.step = Step::PowerDown;
+    lock.ends_at = None;
+    lock.state = State::Done { at: minute(40) };
+    world.dossier.actions.push(lock.clone());
+    world
+        .dossier
+        .hear("m1", "ticket", "why?", minute(41))
+        .unwrap();
+    assert!(
+        world
+            .dossier
+            .case
+            .as_ref()
+            .is_some_and(|case| case.appealed_at.is_some())
+    );
+    let World {
+        dossier,
+        fleet,
+        settings,
+        ..
+    } = &mut world;
+    let early = dossier.tick(fleet, settings, minute(41 + 119));
+    assert!(
+        early
+            .iter()
+            .all(|event| matches!(event, Event::Paged { .. })),
+        "{early:?}"
+    );
+    let late = dossier.tick(fleet, settings, minute(41 + 120));
+    assert!(
+        late.iter()
+            .any(|event| matches!(event, Event::SteppedBack { .. })),
+        "{late:?}"
+    );
+    assert_eq!(
+        world.state(&Key {
+            undo: true,
+            ..lock.key
+        }),
+        State::Planned
+    );
+    assert!(!world.dossier.is_undone(&throttle));
+}
+
+#[test]
+fn an_episode_ends_after_a_day_of_quiet_and_the_next_one_may_act_anew() {
+    let (mut world, _) = World::throttled();
+    let World {
+        dossier,
+        fleet,
+        settings,
+        ..
+    } = &mut world;
+    let day = 24 * 60 + 20;
+    assert!(
+        dossier
+            .tick(fleet, settings, minute(day))
+            .contains(&Event::EpisodeEnded { episode: 1 })
+    );
+    dossier.observe(mining(day + 10, day + 30), settings);
+    assert_eq!(
+        dossier.episode.as_ref().map(|episode| episode.number),
+        Some(2)
+    );
+}

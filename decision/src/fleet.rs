@@ -1,0 +1,203 @@
+//! What is shared by all accounts: the kill switch and the budget of automated actions.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    account::AccountId,
+    settings::Settings,
+    time::{Span, Time},
+};
+
+/// Over how long the rate of actions is counted.
+const RATE_SPAN: Span = Span::hours(1);
+
+/// Automation was stopped.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Stop {
+    /// When.
+    pub since: Time,
+    /// By whom.
+    pub by: String,
+    /// Why.
+    pub why: String,
+}
+
+/// An automated action that counts against the budget.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Spent {
+    /// When it was released.
+    pub at: Time,
+    /// On whom.
+    pub account: AccountId,
+    /// Droplets that it acts on.
+    pub droplets: u64,
+    /// Whether it still holds: it was not undone, and did not end.
+    pub holds: bool,
+}
+
+/// The one record that every release of an automated action locks.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Fleet {
+    /// The kill switch.
+    pub stop: Option<Stop>,
+    /// Droplets of the fleet; 0: not known.
+    pub droplets: u64,
+    /// Automated actions of the last hour, and those that still hold.
+    pub spent: Vec<Spent>,
+}
+
+impl Fleet {
+    /// Whether the kill switch is on, and who turned it.
+    #[must_use]
+    pub fn stopped(&self) -> (bool, String) {
+        match &self.stop {
+            Some(Stop { since, by, why }) => (
+                true,
+                format!("automation was stopped by {by} on {since}: {why}"),
+            ),
+            None => (false, "automation is not stopped".to_owned()),
+        }
+    }
+
+    /// Automated actions within the hour before `at`.
+    #[must_use]
+    pub fn within_hour(&self, at: Time) -> u64 {
+        let spent = self.spent.iter().filter(|spent| at - spent.at < RATE_SPAN);
+        u64::try_from(spent.count()).unwrap_or(u64::MAX)
+    }
+
+    /// Whether the budget forbids one more action, on `targets` droplets.
+    #[must_use]
+    pub fn blast_radius(&self, at: Time, settings: &Settings, targets: u64) -> (bool, String) {
+        let (hour, most) = (self.within_hour(at), settings.budget_per_hour);
+        if hour >= most {
+            return (
+                true,
+                format!("{hour} automated actions within the hour, of {most}"),
+            );
+        }
+        if targets == 0 {
+            return (
+                true,
+                "no droplet to act on: an empty selection counts as a budget used up".to_owned(),
+            );
+        }
+        if self.droplets == 0 {
+            return (
+                true,
+                "how many droplets the fleet has is not known".to_owned(),
+            );
+        }
+        let held = (self.spent.iter().filter(|spent| spent.holds))
+            .fold(0_u64, |sum, spent| sum.saturating_add(spent.droplets));
+        let (after, share) = (
+            held.saturating_add(targets),
+            settings.budget_fleet_per_mille,
+        );
+        if targets > self.droplets
+            || after.saturating_mul(1_000) > self.droplets.saturating_mul(share)
+        {
+            return (
+                true,
+                format!(
+                    "{targets} droplets more make {after} of the fleet's {} under automated actions, above {share} per mille",
+                    self.droplets
+                ),
+            );
+        }
+        (
+            false,
+            format!(
+                "{hour} of {most} automated actions within the hour; {after} of {} droplets, up to {share} per mille",
+                self.droplets
+            ),
+        )
+    }
+
+    /// Counts an action that is released at `at`, and forgets what counts no more.
+    pub fn spend(&mut self, at: Time, account: &AccountId, droplets: u64) {
+        self.spent
+            .retain(|spent| spent.holds || at - spent.at < RATE_SPAN);
+        self.spent.push(Spent {
+            at,
+            account: account.clone(),
+            droplets,
+            holds: true,
+        });
+    }
+
+    /// The account's actions hold no more: they were undone, or have ended.
+    pub fn release(&mut self, account: &AccountId) {
+        for spent in self
+            .spent
+            .iter_mut()
+            .filter(|spent| spent.account == *account)
+        {
+            spent.holds = false;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const T0: Time = Time::from_unix_ms(1_559_148_180_000);
+
+    fn fleet(droplets: u64) -> Fleet {
+        Fleet {
+            droplets,
+            ..Fleet::default()
+        }
+    }
+
+    fn account(n: u64) -> AccountId {
+        format!("a{n}").try_into().unwrap()
+    }
+
+    #[test]
+    fn an_empty_or_absurd_selection_is_a_budget_used_up() {
+        let settings = Settings::default();
+        assert!(fleet(100_000).blast_radius(T0, &settings, 0).0);
+        assert!(fleet(0).blast_radius(T0, &settings, 1).0);
+        assert!(fleet(10).blast_radius(T0, &settings, 11).0);
+        assert!(!fleet(100_000).blast_radius(T0, &settings, 1).0);
+    }
+
+    #[test]
+    fn no_more_within_an_hour_than_the_budget() {
+        let settings = Settings {
+            budget_per_hour: 2,
+            ..Settings::default()
+        };
+        let mut fleet = fleet(100_000);
+        for n in 0..2 {
+            assert!(!fleet.blast_radius(T0, &settings, 1).0);
+            fleet.spend(T0, &account(n), 1);
+        }
+        assert!(
+            fleet
+                .blast_radius(T0.after(Span::minutes(59)), &settings, 1)
+                .0
+        );
+        assert!(
+            !fleet
+                .blast_radius(T0.after(Span::minutes(60)), &settings, 1)
+                .0
+        );
+    }
+
+    #[test]
+    fn the_share_of_the_fleet_counts_what_still_holds() {
+        let settings = Settings::default();
+        let mut fleet = fleet(1_000);
+        fleet.spend(T0, &account(1), 10);
+        let later = T0.after(Span::days(1));
+        assert!(fleet.blast_radius(later, &settings, 1).0);
+        fleet.release(&account(1));
+        assert!(!fleet.blast_radius(later, &settings, 1).0);
+    }
+}

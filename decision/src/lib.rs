@@ -1,0 +1,28 @@
+//! What Davy decides about an account, and why: pure.
+//!
+//! No file, network, clock or randomness: the time is an argument, and an input with its policies gives the same plan for ever.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`time`] | points in time and spans |
+//! | [`account`] | facts, each with the time it is of |
+//! | [`episode`] | an account's evidence, added up |
+//! | [`settings`] | durations and limits |
+//! | [`safety`], [`fleet`] | what speaks for the customer |
+//! | [`policy`] | Cedar policies and the ladder's steps |
+//! | [`decide`] | from an input to a plan |
+//! | [`action`] | what is asked of the control plane, and how far it is |
+//! | [`case`], [`text`] | what people decide, and their reasons |
+
+pub mod account;
+pub mod action;
+pub mod case;
+pub mod decide;
+pub mod dossier;
+pub mod episode;
+pub mod fleet;
+pub mod policy;
+pub mod safety;
+pub mod settings;
+pub mod text;
+pub mod time;

@@ -1,0 +1,446 @@
+//! Policies: Cedar text, validated against the schema, with the safeties' forbids added to every set.
+//!
+//! Default deny; `forbid` beats `permit`. Cedar skips a policy that errors, so an erroring forbid would allow: any error while
+//! evaluating means deny, and [`Asked::errors`] says so. What is permitted here is checked once more in code ([`crate::decide`]).
+
+use std::{collections::BTreeMap, str::FromStr};
+
+use cedar_policy::{
+    Authorizer, Context, Decision, Entities, EntityUid, Policy, PolicyId, PolicySet, Request,
+    RestrictedExpression, Schema, ValidationMode, Validator,
+};
+use davy_evidence::Level;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::{account::AccountId, safety::Safety};
+
+const SCHEMA: &str = include_str!("../policies/schema.cedarschema");
+const SAFETIES: &str = include_str!("../policies/safeties.cedar");
+/// The policy that ships.
+pub const DEFAULT: &str = include_str!("../policies/default.cedar");
+
+/// Longest text of all policies together, bytes.
+pub const TEXT_BYTES_MAX: usize = 1 << 20;
+
+/// A step of the ladder, mildest first.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum Step {
+    /// Go on watching.
+    #[default]
+    Observe,
+    /// Ask the agent for more samples.
+    CloserLook,
+    /// Let a person decide.
+    OpenCase,
+    /// Tell the customer.
+    Notify,
+    /// Cap the droplets' CPU.
+    Throttle,
+    /// Turn the droplets off.
+    PowerDown,
+    /// Lock the account.
+    Lock,
+}
+
+impl Step {
+    /// All of them, mildest first.
+    pub const ALL: [Self; 7] = [
+        Self::Observe,
+        Self::CloserLook,
+        Self::OpenCase,
+        Self::Notify,
+        Self::Throttle,
+        Self::PowerDown,
+        Self::Lock,
+    ];
+
+    /// Its name, as in policies.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Observe => "observe",
+            Self::CloserLook => "closer_look",
+            Self::OpenCase => "open_case",
+            Self::Notify => "notify",
+            Self::Throttle => "throttle",
+            Self::PowerDown => "power_down",
+            Self::Lock => "lock",
+        }
+    }
+
+    /// Whether it reaches the customer: what every safety forbids.
+    #[must_use]
+    pub const fn is_customer_facing(self) -> bool {
+        match self {
+            Self::Observe | Self::CloserLook | Self::OpenCase => false,
+            Self::Notify | Self::Throttle | Self::PowerDown | Self::Lock => true,
+        }
+    }
+}
+
+impl std::fmt::Display for Step {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// What policies are asked about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Situation<'a> {
+    /// Whose.
+    pub account: &'a AccountId,
+    /// The evidence now.
+    pub level: Level,
+    /// Minutes `mining`.
+    pub mining_minutes: u64,
+    /// Minutes at least `suspect`.
+    pub suspect_minutes: u64,
+    /// Classes of evidence.
+    pub classes: u64,
+    /// Days since it was engaged, if known.
+    pub engaged_days: Option<u64>,
+    /// A payment failed or is overdue.
+    pub payment_trouble: bool,
+    /// Droplets of the greatest burst.
+    pub burst_droplets: u64,
+    /// The share of them that mines, per cent.
+    pub burst_mining_percent: u64,
+    /// For how long each of those did at least.
+    pub burst_mining_minutes: u64,
+    /// The account is throttled now by this episode's action.
+    pub throttled: bool,
+    /// What a person decided before.
+    pub ruling: Option<Step>,
+    /// The safeties in force.
+    pub safeties: Vec<Safety>,
+}
+
+/// What policies said to one step.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Asked {
+    /// Which step.
+    pub step: Step,
+    /// Whether it is permitted.
+    pub permitted: bool,
+    /// The ids of the policies that decided, sorted; none for a default deny.
+    pub policies: Vec<String>,
+    /// Errors while evaluating: if there are any, nothing is permitted.
+    pub errors: Vec<String>,
+}
+
+/// Why policies cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PolicyError {
+    /// No Cedar.
+    #[error("{file}: {why}")]
+    Syntax {
+        /// Which file.
+        file: String,
+        /// Cedar's words.
+        why: String,
+    },
+    /// It speaks of what the schema does not have, or cannot be true.
+    #[error("{file}: policy {policy}: {why}")]
+    Schema {
+        /// Which file.
+        file: String,
+        /// Which policy.
+        policy: String,
+        /// Cedar's words.
+        why: String,
+    },
+    /// A policy has no id, or another's.
+    #[error(
+        "{file}: {why}; give each policy an @id of its own that does not begin with \"safety:\""
+    )]
+    Id {
+        /// Which file.
+        file: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// A template, which would need links to say anything.
+    #[error(
+        "{file}: has a template (?principal or ?resource); write a policy for each case instead"
+    )]
+    Template {
+        /// Which file.
+        file: String,
+    },
+    /// No policies, or too long.
+    #[error("{0}")]
+    Size(String),
+}
+
+/// A validated set of policies.
+#[derive(Clone, Debug)]
+pub struct Policies {
+    set: PolicySet,
+    entities: Entities,
+    digest: String,
+    principal: EntityUid,
+    actions: [EntityUid; Step::ALL.len()],
+}
+
+/// An id as this module makes them itself: a failure is a fault in it.
+fn uid(kind: &str, id: &str) -> Result<EntityUid, PolicyError> {
+    let text = format!("Davy::{kind}::{}", serde_json::Value::from(id));
+    EntityUid::from_str(&text).map_err(|error| PolicyError::Syntax {
+        file: "an entity's id".to_owned(),
+        why: error.to_string(),
+    })
+}
+
+impl Policies {
+    /// The set that ships.
+    ///
+    /// # Errors
+    /// Never, as a test shows.
+    pub fn shipped() -> Result<Self, PolicyError> {
+        Self::new(&BTreeMap::from([(
+            "default.cedar".to_owned(),
+            DEFAULT.to_owned(),
+        )]))
+    }
+
+    /// Of files, by name. The safeties' forbids are added.
+    ///
+    /// # Errors
+    /// [`PolicyError`]: what is wrong, and in which file.
+    pub fn new(files: &BTreeMap<String, String>) -> Result<Self, PolicyError> {
+        let length: usize = files.values().map(String::len).sum();
+        if files.is_empty() || length > TEXT_BYTES_MAX {
+            return Err(PolicyError::Size(format!(
+                "{} policy files of {length} bytes: at least one is needed, and at most {TEXT_BYTES_MAX} bytes",
+                files.len()
+            )));
+        }
+        let (schema, _) =
+            Schema::from_cedarschema_str(SCHEMA).map_err(|error| PolicyError::Syntax {
+                file: "schema.cedarschema".to_owned(),
+                why: error.to_string(),
+            })?;
+        let mut set = PolicySet::new();
+        add(&mut set, "safeties.cedar", SAFETIES, &schema)?;
+        for (file, text) in files {
+            add(&mut set, file, text, &schema)?;
+        }
+        let entities =
+            Entities::from_entities([], Some(&schema)).map_err(|error| PolicyError::Syntax {
+                file: "schema.cedarschema".to_owned(),
+                why: error.to_string(),
+            })?;
+        let mut actions = Vec::new();
+        for step in Step::ALL {
+            actions.push(uid("Action", step.name())?);
+        }
+        let actions = actions
+            .try_into()
+            .map_err(|_| PolicyError::Size("no actions".to_owned()))?;
+        Ok(Self {
+            set,
+            entities,
+            digest: digest(files),
+            principal: uid("Automation", "detector")?,
+            actions,
+        })
+    }
+
+    /// Names the set: SHA-256 of schema, safeties and files, in hex.
+    #[must_use]
+    pub fn digest(&self) -> &str {
+        &self.digest
+    }
+
+    /// The ids of all policies, the safeties' included, sorted.
+    #[must_use]
+    pub fn ids(&self) -> Vec<String> {
+        let mut ids: Vec<_> = self
+            .set
+            .policies()
+            .map(|policy| policy.id().to_string())
+            .collect();
+        ids.sort_unstable();
+        ids
+    }
+
+    /// Asks about every step, mildest first.
+    #[must_use]
+    pub fn ask(&self, situation: &Situation<'_>) -> Vec<Asked> {
+        let prepared = uid("Account", situation.account.as_str())
+            .map_err(|error| error.to_string())
+            .and_then(|resource| Ok((resource, context(situation)?)));
+        Step::ALL
+            .into_iter()
+            .zip(&self.actions)
+            .map(|(step, action)| match &prepared {
+                Ok((resource, context)) => self.ask_one(step, action, resource, context),
+                Err(why) => refused(step, why.clone()),
+            })
+            .collect()
+    }
+
+    fn ask_one(
+        &self,
+        step: Step,
+        action: &EntityUid,
+        resource: &EntityUid,
+        context: &Context,
+    ) -> Asked {
+        let request = Request::new(
+            self.principal.clone(),
+            action.clone(),
+            resource.clone(),
+            context.clone(),
+            None,
+        );
+        let request = match request {
+            Ok(request) => request,
+            Err(error) => return refused(step, error.to_string()),
+        };
+        let response = Authorizer::new().is_authorized(&request, &self.set, &self.entities);
+        let mut errors: Vec<_> = response
+            .diagnostics()
+            .errors()
+            .map(ToString::to_string)
+            .collect();
+        errors.sort_unstable();
+        let mut policies: Vec<_> = response
+            .diagnostics()
+            .reason()
+            .map(ToString::to_string)
+            .collect();
+        policies.sort_unstable();
+        Asked {
+            step,
+            permitted: response.decision() == Decision::Allow && errors.is_empty(),
+            policies,
+            errors,
+        }
+    }
+}
+
+fn refused(step: Step, why: String) -> Asked {
+    Asked {
+        step,
+        permitted: false,
+        policies: Vec::new(),
+        errors: vec![why],
+    }
+}
+
+fn digest(files: &BTreeMap<String, String>) -> String {
+    let mut hash = Sha256::new();
+    let builtin = [("schema.cedarschema", SCHEMA), ("safeties.cedar", SAFETIES)];
+    let files = files
+        .iter()
+        .map(|(file, text)| (file.as_str(), text.as_str()));
+    for (file, text) in builtin.into_iter().chain(files) {
+        for part in [file, text] {
+            hash.update((part.len() as u64).to_le_bytes());
+            hash.update(part.as_bytes());
+        }
+    }
+    let bytes = hash.finalize();
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Adds a file's policies under the ids of their `@id` annotations, validated one by one so that the file can be named.
+fn add(set: &mut PolicySet, file: &str, text: &str, schema: &Schema) -> Result<(), PolicyError> {
+    let syntax = |why: String| PolicyError::Syntax {
+        file: file.to_owned(),
+        why,
+    };
+    let parsed = PolicySet::from_str(text).map_err(|error| syntax(error.to_string()))?;
+    if parsed.templates().next().is_some() {
+        return Err(PolicyError::Template {
+            file: file.to_owned(),
+        });
+    }
+    let compiled_in = file == "safeties.cedar";
+    for policy in parsed.policies() {
+        let bad_id = |why: String| PolicyError::Id {
+            file: file.to_owned(),
+            why,
+        };
+        let id = policy
+            .annotation("id")
+            .ok_or_else(|| bad_id("a policy has no id".to_owned()))?;
+        if id.is_empty() || (id.starts_with("safety:") && !compiled_in) {
+            return Err(bad_id(format!("a policy has the id {id:?}")));
+        }
+        let policy: Policy = policy.new_id(PolicyId::new(id));
+        validate(file, id, &policy, schema)?;
+        set.add(policy).map_err(|error| bad_id(error.to_string()))?;
+    }
+    Ok(())
+}
+
+fn validate(file: &str, id: &str, policy: &Policy, schema: &Schema) -> Result<(), PolicyError> {
+    let wrong = |why: String| PolicyError::Schema {
+        file: file.to_owned(),
+        policy: id.to_owned(),
+        why,
+    };
+    let one =
+        PolicySet::from_policies([policy.clone()]).map_err(|error| wrong(error.to_string()))?;
+    let result = Validator::new(schema.clone()).validate(&one, ValidationMode::Strict);
+    let errors: Vec<_> = result
+        .validation_errors()
+        .map(ToString::to_string)
+        .collect();
+    if errors.is_empty() {
+        Ok(())
+    } else {
+        Err(wrong(errors.join("; ")))
+    }
+}
+
+fn context(situation: &Situation<'_>) -> Result<Context, String> {
+    let Situation {
+        account: _,
+        level,
+        mining_minutes,
+        suspect_minutes,
+        classes,
+        engaged_days,
+        payment_trouble,
+        burst_droplets,
+        burst_mining_percent,
+        burst_mining_minutes,
+        throttled,
+        ruling,
+        safeties,
+    } = situation;
+    let long = |n: u64| RestrictedExpression::new_long(i64::try_from(n).unwrap_or(i64::MAX));
+    let text = |text: &str| RestrictedExpression::new_string(text.to_owned());
+    let names = safeties.iter().map(|safety| text(safety.name()));
+    let mut pairs = vec![
+        ("level", text(&level.to_string())),
+        ("mining_minutes", long(*mining_minutes)),
+        ("suspect_minutes", long(*suspect_minutes)),
+        ("classes", long(*classes)),
+        (
+            "payment_trouble",
+            RestrictedExpression::new_bool(*payment_trouble),
+        ),
+        ("burst_droplets", long(*burst_droplets)),
+        ("burst_mining_percent", long(*burst_mining_percent)),
+        ("burst_mining_minutes", long(*burst_mining_minutes)),
+        ("throttled", RestrictedExpression::new_bool(*throttled)),
+        ("ruling", text(ruling.map_or("", Step::name))),
+        ("safeties", RestrictedExpression::new_set(names)),
+    ];
+    pairs.extend(engaged_days.map(|days| ("engaged_days", long(days))));
+    Context::from_pairs(
+        pairs
+            .into_iter()
+            .map(|(name, value)| (name.to_owned(), value)),
+    )
+    .map_err(|error| error.to_string())
+}

@@ -1,0 +1,170 @@
+//! Durations and limits of the rules: the provider's to change, within bounds. The defaults are the design's.
+
+use serde::{Deserialize, Serialize};
+
+use crate::time::Span;
+
+/// The rules' figures. Stored with every decision, so that it can be replayed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Settings {
+    /// After so long without anything but quiet windows an episode ends, ms.
+    pub episode_quiet_ms: Span,
+    /// Evidence older than this says nothing about now, ms.
+    pub evidence_fresh_ms: Span,
+    /// An account engaged longer ago is long-standing, ms.
+    pub long_standing_ms: Span,
+    /// How long an unlock holds automation off, ms.
+    pub hold_ms: Span,
+    /// Facts that change (payments, run rate, flags, vouching, inventory) are stale after this, ms.
+    pub facts_fresh_ms: Span,
+    /// Facts must be at most so old when an action is released, ms.
+    pub release_facts_fresh_ms: Span,
+    /// Droplets created within so long are a burst, ms.
+    pub burst_within_ms: Span,
+    /// A throttle ends by itself after this, ms.
+    pub throttle_ms: Span,
+    /// A person's first answer is due after this, ms.
+    pub first_answer_ms: Span,
+    /// An unanswered lock or power-down goes back to a throttle this long after the customer spoke, ms.
+    pub step_back_ms: Span,
+    /// Run rate up to so many times the last invoice is good standing.
+    pub run_rate_times: u64,
+    /// Automated actions within an hour, over all accounts.
+    pub budget_per_hour: u64,
+    /// Share of the fleet's droplets that may be under automated actions at one time, per mille.
+    pub budget_fleet_per_mille: u64,
+    /// An automated plan that was not released within this is void, ms.
+    pub plan_fresh_ms: Span,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            episode_quiet_ms: Span::hours(24),
+            evidence_fresh_ms: Span::minutes(5),
+            long_standing_ms: Span::days(90),
+            hold_ms: Span::days(30),
+            facts_fresh_ms: Span::hours(24),
+            release_facts_fresh_ms: Span::seconds(60),
+            burst_within_ms: Span::minutes(30),
+            throttle_ms: Span::hours(24),
+            first_answer_ms: Span::minutes(15),
+            step_back_ms: Span::hours(2),
+            run_rate_times: 3,
+            budget_per_hour: 20,
+            budget_fleet_per_mille: 10,
+            plan_fresh_ms: Span::minutes(10),
+        }
+    }
+}
+
+/// A setting out of its range.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{name} is {value}, but must be {least} to {most}")]
+pub struct SettingsError {
+    name: &'static str,
+    value: u64,
+    least: u64,
+    most: u64,
+}
+
+impl Settings {
+    /// Refuses settings that would take a safety away: no hold, nobody long-standing, no limit to a budget.
+    ///
+    /// # Errors
+    /// The first setting out of its range.
+    pub fn check(&self) -> Result<(), SettingsError> {
+        let day = Span::days(1).as_ms();
+        for (name, value, least, most) in [
+            (
+                "episode_quiet_ms",
+                self.episode_quiet_ms.as_ms(),
+                1_000,
+                30 * day,
+            ),
+            (
+                "evidence_fresh_ms",
+                self.evidence_fresh_ms.as_ms(),
+                1_000,
+                day,
+            ),
+            (
+                "long_standing_ms",
+                self.long_standing_ms.as_ms(),
+                1_000,
+                3_650 * day,
+            ),
+            ("hold_ms", self.hold_ms.as_ms(), 1_000, 3_650 * day),
+            (
+                "facts_fresh_ms",
+                self.facts_fresh_ms.as_ms(),
+                1_000,
+                7 * day,
+            ),
+            (
+                "release_facts_fresh_ms",
+                self.release_facts_fresh_ms.as_ms(),
+                1,
+                60_000,
+            ),
+            ("burst_within_ms", self.burst_within_ms.as_ms(), 1_000, day),
+            ("throttle_ms", self.throttle_ms.as_ms(), 1_000, day),
+            ("first_answer_ms", self.first_answer_ms.as_ms(), 1_000, day),
+            (
+                "step_back_ms",
+                self.step_back_ms.as_ms(),
+                1_000,
+                2 * 3_600_000,
+            ),
+            ("run_rate_times", self.run_rate_times, 1, 100),
+            ("budget_per_hour", self.budget_per_hour, 0, 10_000),
+            (
+                "budget_fleet_per_mille",
+                self.budget_fleet_per_mille,
+                0,
+                100,
+            ),
+            (
+                "plan_fresh_ms",
+                self.plan_fresh_ms.as_ms(),
+                1_000,
+                3_600_000,
+            ),
+        ] {
+            if !(least..=most).contains(&value) {
+                return Err(SettingsError {
+                    name,
+                    value,
+                    least,
+                    most,
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_are_in_range_and_no_hold_is_not() {
+        assert_eq!(Settings::default().check(), Ok(()));
+        let without = Settings {
+            hold_ms: Span::ZERO,
+            ..Settings::default()
+        };
+        assert!(without.check().unwrap_err().to_string().contains("hold_ms"));
+    }
+
+    #[test]
+    fn facts_at_release_are_never_older_than_a_minute() {
+        let lax = Settings {
+            release_facts_fresh_ms: Span::seconds(61),
+            ..Settings::default()
+        };
+        assert!(lax.check().is_err());
+    }
+}
