@@ -11,16 +11,20 @@
 //! | [`safety`], [`fleet`] | what speaks for the customer |
 //! | [`policy`] | Cedar policies and the ladder's steps |
 //! | [`decide`] | from an input to a plan |
-//! | [`action`] | what is asked of the control plane, and how far it is |
+//! | [`dossier`] | all that is held of one account, and every way it changes |
+//! | [`action`], [`order`] | what is asked of the control plane, and how far it is |
 //! | [`case`], [`text`] | what people decide, and their reasons |
+//! | [`audit`] | the log of what happened, hash-chained |
 
 pub mod account;
 pub mod action;
+pub mod audit;
 pub mod case;
 pub mod decide;
 pub mod dossier;
 pub mod episode;
 pub mod fleet;
+pub mod order;
 pub mod policy;
 pub mod safety;
 pub mod settings;

@@ -11,6 +11,7 @@ use davy_proto::v1;
 use crate::evidence::{Judged, Planned};
 use crate::metrics::TenantsByLevel;
 
+pub mod ledger;
 mod read;
 mod schema;
 pub mod sqlite;
