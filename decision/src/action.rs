@@ -1,4 +1,5 @@
-//! What is asked of the provider's control plane, and how far it is. Pure: transitions alone.
+//! What is asked of the provider's control plane, and how far it is: actions, and letters to the customer or to on-call. Pure:
+//! transitions alone. Both go the same way, the outbox of the account's record.
 //!
 //! ```text
 //! planned ──release──▶ released ──done──▶ done ──▶ (an undo of its own)
@@ -7,7 +8,7 @@
 //!                       └─in doubt──▶ doubtful ──queried──▶ done | planned again
 //! ```
 //!
-//! A release looks at everything again; what it finds decides. Delivery is at least once under one key, which names the
+//! A release of an automated action looks at everything again; what it finds decides. Delivery is at least once under one key, which names the
 //! action for good: a receiver that honours it does it once. What is in doubt is queried and never sent again blindly.
 
 use std::fmt;
@@ -16,9 +17,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     account::{AccountId, DropletId},
+    case::CaseId,
     policy::Step,
-    time::Time,
+    time::{Span, Time},
 };
+
+/// Least and greatest time between two queries of something in doubt.
+const QUERY_EVERY: (Span, Span) = (Span::seconds(5), Span::minutes(5));
 
 /// Names an action for good, everywhere: account, episode, step, and whether it takes the step or undoes it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -81,6 +86,8 @@ pub enum State {
     Doubtful {
         /// Since when.
         since: Time,
+        /// When it is to be queried next.
+        query_at: Time,
     },
     /// Done.
     Done {
@@ -134,13 +141,69 @@ pub struct Action {
     pub planned_at: Time,
     /// When it ends by itself, if it does.
     pub ends_at: Option<Time>,
+    /// The statement of reasons: for the customer, in words.
+    pub statement: String,
     /// How far it is.
     pub state: State,
 }
 
+/// To whom a letter goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Recipient {
+    /// The customer, in the case's ticket.
+    Customer,
+    /// Whoever is on call.
+    OnCall,
+}
+
+/// A message to the customer, or a page.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Letter {
+    /// Its number within the account, from 1: names it for good.
+    pub number: u64,
+    /// Its case.
+    pub case: CaseId,
+    /// To whom.
+    pub to: Recipient,
+    /// What it says.
+    pub text: String,
+    /// Who wrote it; absent: Davy.
+    pub by: Option<String>,
+    /// When.
+    pub written_at: Time,
+    /// How far it is.
+    pub state: State,
+}
+
+/// Something in the outbox.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Parcel {
+    /// An action.
+    Action(Key),
+    /// The letter of that number.
+    Letter {
+        /// Whose.
+        account: AccountId,
+        /// Its number.
+        number: u64,
+    },
+}
+
+impl fmt::Display for Parcel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Action(key) => key.fmt(f),
+            Self::Letter { account, number } => write!(f, "{account}/letter/{number}"),
+        }
+    }
+}
+
 /// A transition that is not one.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("action {key} is {state}: it cannot be {what}")]
+#[error("{key} is {state}: it cannot be {what}")]
 pub struct TransitionError {
     /// Which one.
     pub key: String,
@@ -169,10 +232,7 @@ impl Action {
     /// Whether the control plane may have it, or may still get it.
     #[must_use]
     pub const fn is_under_way(&self) -> bool {
-        matches!(
-            self.state,
-            State::Planned | State::Released { .. } | State::Doubtful { .. }
-        )
+        self.state.is_under_way()
     }
 
     /// Whether the customer may feel it now.
@@ -183,26 +243,42 @@ impl Action {
             State::Released { .. } | State::Doubtful { .. } | State::Done { .. }
         )
     }
+}
 
-    fn cannot(&self, what: &'static str) -> TransitionError {
-        TransitionError {
-            key: self.key.to_string(),
-            state: self.state.name(),
-            what,
-        }
+/// Says which one a transition failed of.
+fn of<K: fmt::Display>(key: K) -> impl FnOnce((&'static str, &'static str)) -> TransitionError {
+    move |(state, what)| TransitionError {
+        key: key.to_string(),
+        state,
+        what,
+    }
+}
+
+impl State {
+    /// Whether the control plane may have it, or may still get it.
+    #[must_use]
+    pub const fn is_under_way(&self) -> bool {
+        matches!(
+            self,
+            Self::Planned | Self::Released { .. } | Self::Doubtful { .. }
+        )
     }
 
-    /// Gives it to the driver.
+    const fn cannot(&self, what: &'static str) -> (&'static str, &'static str) {
+        (self.name(), what)
+    }
+
+    /// Gives it to the driver; `key` is for the error.
     ///
     /// # Errors
     /// If it is not planned.
-    pub fn release(&mut self, at: Time) -> Result<(), TransitionError> {
-        match self.state {
-            State::Planned => {
-                self.state = State::Released { at };
+    pub fn release(&mut self, key: impl fmt::Display, at: Time) -> Result<(), TransitionError> {
+        match self {
+            Self::Planned => {
+                *self = Self::Released { at };
                 Ok(())
             }
-            _ => Err(self.cannot("released")),
+            _ => Err(of(key)(self.cannot("released"))),
         }
     }
 
@@ -210,13 +286,18 @@ impl Action {
     ///
     /// # Errors
     /// If it is not planned: what was released is undone, not withheld.
-    pub fn withhold(&mut self, at: Time, why: String) -> Result<(), TransitionError> {
-        match self.state {
-            State::Planned => {
-                self.state = State::Withheld { at, why };
+    pub fn withhold(
+        &mut self,
+        key: impl fmt::Display,
+        at: Time,
+        why: String,
+    ) -> Result<(), TransitionError> {
+        match self {
+            Self::Planned => {
+                *self = Self::Withheld { at, why };
                 Ok(())
             }
-            _ => Err(self.cannot("withheld")),
+            _ => Err(of(key)(self.cannot("withheld"))),
         }
     }
 
@@ -224,38 +305,51 @@ impl Action {
     ///
     /// # Errors
     /// If it was never released.
-    pub fn learn(&mut self, at: Time, outcome: Outcome) -> Result<(), TransitionError> {
-        match (&self.state, outcome) {
-            (State::Planned | State::Withheld { .. }, _) => Err(self.cannot("answered")),
+    pub fn learn(
+        &mut self,
+        key: impl fmt::Display,
+        at: Time,
+        outcome: Outcome,
+    ) -> Result<(), TransitionError> {
+        let next = match (&*self, outcome) {
+            (Self::Planned | Self::Withheld { .. }, _) => {
+                return Err(of(key)(self.cannot("answered")));
+            }
             // An answer that something was done stands, whatever else is said.
-            (State::Done { .. }, _) => Ok(()),
-            (_, Outcome::Done) => {
-                self.state = State::Done { at };
-                Ok(())
+            (Self::Done { .. }, _) => return Ok(()),
+            (_, Outcome::Done) => Self::Done { at },
+            (Self::Refused { .. }, _) => return Ok(()),
+            (Self::Released { .. } | Self::Doubtful { .. }, Outcome::Refused { why }) => {
+                Self::Refused { at, why }
             }
-            (State::Refused { .. }, _) => Ok(()),
-            (State::Released { .. } | State::Doubtful { .. }, Outcome::Refused { why }) => {
-                self.state = State::Refused { at, why };
-                Ok(())
-            }
-            (State::Released { .. }, Outcome::Doubtful) => {
-                self.state = State::Doubtful { since: at };
-                Ok(())
-            }
-            (State::Doubtful { .. }, Outcome::Doubtful) => Ok(()),
+            (Self::Released { .. }, Outcome::Doubtful) => Self::doubtful(at, at),
+            (Self::Doubtful { since, .. }, Outcome::Doubtful) => Self::doubtful(*since, at),
             // Only a query can say so, and a query is asked only in doubt.
-            (State::Released { .. }, Outcome::NeverSeen) => Err(self.cannot("never seen")),
-            (State::Doubtful { .. }, Outcome::NeverSeen) => {
-                self.state = State::Planned;
-                Ok(())
+            (Self::Released { .. }, Outcome::NeverSeen) => {
+                return Err(of(key)(self.cannot("never seen")));
             }
+            (Self::Doubtful { .. }, Outcome::NeverSeen) => Self::Planned,
+        };
+        *self = next;
+        Ok(())
+    }
+
+    /// In doubt since `since`: asked again after as long as it has been, within bounds.
+    fn doubtful(since: Time, at: Time) -> Self {
+        let (least, greatest) = QUERY_EVERY;
+        Self::Doubtful {
+            since,
+            query_at: at.after((at - since).clamp(least, greatest)),
         }
     }
 
-    /// The detector starts anew: what was released and not answered is in doubt.
+    /// Whoever released it has not said what became of it for too long, and may be gone: it is in doubt, to be queried at once.
     pub fn doubt(&mut self, at: Time) {
-        if matches!(self.state, State::Released { .. }) {
-            self.state = State::Doubtful { since: at };
+        if matches!(self, Self::Released { .. }) {
+            *self = Self::Doubtful {
+                since: at,
+                query_at: at,
+            };
         }
     }
 }
@@ -279,6 +373,7 @@ mod tests {
             by: By::Automation { decision: 7 },
             planned_at: T0,
             ends_at: None,
+            statement: String::new(),
             state: State::Planned,
         }
     }
@@ -293,33 +388,33 @@ mod tests {
 
     #[test]
     fn nothing_is_released_twice() {
-        let mut action = planned();
-        action.release(T0).unwrap();
-        let error = action.release(T0).unwrap_err().to_string();
+        let mut action = State::Planned;
+        action.release(planned().key, T0).unwrap();
+        let error = action.release(planned().key, T0).unwrap_err().to_string();
         assert_eq!(
             error,
-            "action acct-1/2/throttle/0 is released: it cannot be released"
+            "acct-1/2/throttle/0 is released: it cannot be released"
         );
     }
 
     #[test]
     fn what_is_in_doubt_is_released_again_only_if_a_query_found_that_it_never_arrived() {
-        let mut action = planned();
-        action.release(T0).unwrap();
-        assert!(action.learn(T0, Outcome::NeverSeen).is_err());
+        let mut action = State::Planned;
+        action.release(planned().key, T0).unwrap();
+        assert!(action.learn("a", T0, Outcome::NeverSeen).is_err());
         action.doubt(T0);
-        assert!(action.release(T0).is_err());
-        action.learn(T0, Outcome::Doubtful).unwrap();
-        assert!(action.release(T0).is_err());
-        action.learn(T0, Outcome::NeverSeen).unwrap();
-        assert_eq!(action.release(T0), Ok(()));
+        assert!(action.release(planned().key, T0).is_err());
+        action.learn("a", T0, Outcome::Doubtful).unwrap();
+        assert!(action.release(planned().key, T0).is_err());
+        action.learn("a", T0, Outcome::NeverSeen).unwrap();
+        assert_eq!(action.release(planned().key, T0), Ok(()));
     }
 
     #[test]
     fn the_same_answer_twice_and_rubbish_after_it_change_nothing() {
-        let mut action = planned();
-        action.release(T0).unwrap();
-        action.learn(T0, Outcome::Done).unwrap();
+        let mut action = State::Planned;
+        action.release(planned().key, T0).unwrap();
+        action.learn("a", T0, Outcome::Done).unwrap();
         let done = action.clone();
         let refused = Outcome::Refused {
             why: "no".to_owned(),
@@ -330,19 +425,19 @@ mod tests {
             Outcome::Doubtful,
             Outcome::NeverSeen,
         ] {
-            action.learn(T0, late).unwrap();
+            action.learn("a", T0, late).unwrap();
             assert_eq!(action, done);
         }
     }
 
     #[test]
     fn what_was_released_cannot_be_withheld_any_more() {
-        let mut action = planned();
-        action.release(T0).unwrap();
-        assert!(action.withhold(T0, "a hold".to_owned()).is_err());
-        let mut action = planned();
-        action.withhold(T0, "a hold".to_owned()).unwrap();
-        assert!(action.release(T0).is_err());
-        assert!(action.learn(T0, Outcome::Done).is_err());
+        let mut action = State::Planned;
+        action.release(planned().key, T0).unwrap();
+        assert!(action.withhold("a", T0, "a hold".to_owned()).is_err());
+        let mut action = State::Planned;
+        action.withhold("a", T0, "a hold".to_owned()).unwrap();
+        assert!(action.release(planned().key, T0).is_err());
+        assert!(action.learn("a", T0, Outcome::Done).is_err());
     }
 }

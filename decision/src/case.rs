@@ -8,8 +8,8 @@
 //!
 //! - The customer's clock runs from when they speak, or are locked, until a person answers.
 //! - A denial takes two different people and a reason that each wrote for this case ([`crate::text`]).
-//! - An appealed lock takes two independent reviews; neither reviewer sees the other's before both are in ([`Case::seen_by`]).
-//!   If they differ, or both say so, the account is unlocked.
+//! - An appealed lock gets two independent reviews, by people who have not denied it; neither reviewer sees the other's before both
+//!   are in ([`Case::seen_by`]). If they differ, the account is unlocked: so the first that says so unlocks at once.
 //!
 //! A person is an identity: two tokens of one person are one person.
 
@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     account::AccountId,
+    policy::Step,
     text::{Reason, ReasonError},
     time::{Span, Time},
 };
@@ -114,6 +115,9 @@ pub struct Opinion {
     pub at: Time,
     /// What.
     pub finding: Finding,
+    /// Of a denial: what is to be done about the account, `throttle`, `power_down` or `lock`.
+    #[serde(default)]
+    pub measure: Option<Step>,
     /// Why.
     pub reason: Reason,
 }
@@ -166,8 +170,11 @@ pub struct Case {
     pub paged: bool,
     /// When a lock or power-down was appealed; absent: it was not.
     pub appealed_at: Option<Time>,
-    /// The opinions since the last ruling, or the appeal.
+    /// The opinions since the case was opened, opened again, or appealed.
     pub opinions: Vec<Opinion>,
+    /// Opinions from before: they stand for nothing any more, but who denied does not review the appeal.
+    #[serde(default)]
+    pub past: Vec<Opinion>,
     /// What was said.
     pub messages: Vec<Message>,
 }
@@ -203,9 +210,22 @@ pub enum CaseError {
         /// Who.
         by: Person,
     },
+    /// Who denied does not review the appeal.
+    #[error(
+        "{by} denied before, and case {case} is appealed: another person reviews it (an unlock is welcome from anybody)"
+    )]
+    NotIndependent {
+        /// Which case.
+        case: String,
+        /// Who.
+        by: Person,
+    },
     /// The reason is none.
     #[error(transparent)]
     Reason(#[from] ReasonError),
+    /// A denial that does not say what follows.
+    #[error("a denial says what is to be done: throttle, power_down or lock")]
+    Measure,
     /// Too much was said.
     #[error("case {case} has {MESSAGES_MAX} messages: close it, and go on in a new one")]
     Full {
@@ -227,6 +247,7 @@ impl Case {
             paged: false,
             appealed_at: None,
             opinions: Vec::new(),
+            past: Vec::new(),
             messages: Vec::new(),
         }
     }
@@ -235,6 +256,12 @@ impl Case {
     #[must_use]
     pub const fn is_open(&self) -> bool {
         matches!(self.state, State::Open | State::Claimed { .. })
+    }
+
+    /// Whether it is closed for good.
+    #[must_use]
+    pub const fn is_closed(&self) -> bool {
+        matches!(self.state, State::Closed { .. })
     }
 
     /// Its place in the queue, least first: acted on (`locked`) before others, then the longest wait, then age.
@@ -261,22 +288,22 @@ impl Case {
         }
     }
 
-    /// A person takes it up. Who has it already keeps it.
+    /// A person takes it up. Who has it already keeps it; from another person it is taken only by `take_over`.
     ///
     /// # Errors
     /// If another person has it, or there is nothing left to do.
-    pub fn claim(&mut self, by: &Person, at: Time) -> Result<(), CaseError> {
+    pub fn claim(&mut self, by: &Person, take_over: bool, at: Time) -> Result<(), CaseError> {
         match &self.state {
-            State::Open => {
-                self.state = State::Claimed { by: by.clone(), at };
-                Ok(())
-            }
             State::Claimed { by: holder, .. } if holder == by => Ok(()),
-            State::Claimed { by, at } => Err(CaseError::Claimed {
+            State::Claimed { by, at } if !take_over => Err(CaseError::Claimed {
                 case: self.id.to_string(),
                 by: by.clone(),
                 since: *at,
             }),
+            State::Open | State::Claimed { .. } => {
+                self.state = State::Claimed { by: by.clone(), at };
+                Ok(())
+            }
             State::Decided { .. } | State::Closed { .. } => {
                 Err(self.wrong("there is nothing left to claim"))
             }
@@ -336,7 +363,7 @@ impl Case {
     /// Opinions from before an appeal do not count for it: both reviews are new.
     fn appeal(&mut self, at: Time) {
         self.appealed_at = Some(at);
-        self.opinions.clear();
+        self.past.append(&mut self.opinions);
         if matches!(self.state, State::Decided { .. }) {
             self.state = State::Open;
         }
@@ -348,19 +375,33 @@ impl Case {
         !self.paged && self.waiting_since.is_some_and(|since| at - since > limit)
     }
 
-    /// A person unlocks. On an appealed case this is a review, and one is not enough: see [`Case::opine`].
+    /// A person unlocks a case that is not appealed: there one word is enough. On an appealed one it is a review: see [`Case::opine`].
     ///
     /// # Errors
-    /// If there is nothing left to decide, or another person has the case.
+    /// If it is appealed, there is nothing left to decide, or another person has it.
     pub fn unlock(&mut self, by: &Person, ruling: Ruling, at: Time) -> Result<(), CaseError> {
-        self.claim(by, at)?;
+        if self.appealed_at.is_some() {
+            return Err(self.wrong("it is appealed; give a reason with the unlock: it is a review"));
+        }
+        self.claim(by, false, at)?;
         self.answered();
         self.state = State::Decided { ruling, at };
         Ok(())
     }
 
+    /// Whether an appeal still wants its second review, though the first one has unlocked already.
+    #[must_use]
+    pub fn wants_review(&self) -> bool {
+        self.appealed_at.is_some()
+            && self.opinions.len() == 1
+            && matches!(self.state, State::Decided { .. })
+    }
+
     /// A person gives an opinion: proposes a denial, gives the second opinion on one, or reviews an appeal. `earlier`: reasons
-    /// written in other cases, by name. Gives the ruling if there is one now.
+    /// written in other cases, by name. Gives the ruling if this opinion brought one.
+    ///
+    /// A single unlock unlocks, also of an appealed lock: whatever a second review says, the two would differ or agree on it. The
+    /// second review is wanted all the same.
     ///
     /// # Errors
     /// If there is nothing left to decide, the person has given an opinion before, or the reason is not their own.
@@ -369,41 +410,70 @@ impl Case {
         opinion: Opinion,
         earlier: impl IntoIterator<Item = (&'a str, &'a Reason)>,
     ) -> Result<Option<Ruling>, CaseError> {
-        if !self.is_open() {
+        if !self.is_open() && !self.wants_review() {
             return Err(self.wrong("there is nothing left to decide"));
         }
-        if self.opinions.iter().any(|held| held.by == opinion.by) {
-            return Err(CaseError::SamePerson {
-                case: self.id.to_string(),
-                by: opinion.by,
-            });
-        }
-        let reasons = self.opinions.iter().map(|held| &held.reason);
-        let in_case = reasons.map(|reason| ("the other opinion on this case", reason));
+        self.may_opine(&opinion)?;
+        let held = self.past.iter().chain(&self.opinions);
+        let in_case = held.map(|held| ("another opinion on this case", &held.reason));
         opinion.reason.is_own(in_case)?;
         opinion.reason.is_own(earlier)?;
-        let at = opinion.at;
+        let (at, was_open) = (opinion.at, self.is_open());
         self.opinions.push(opinion);
-        let ruling = self.ruling();
-        if let Some(ruling) = ruling {
-            self.answered();
-            self.state = State::Decided { ruling, at };
-        }
-        Ok(ruling)
+        let Some(ruling) = self.ruling().filter(|_| was_open) else {
+            return Ok(None);
+        };
+        self.answered();
+        self.state = State::Decided { ruling, at };
+        Ok(Some(ruling))
     }
 
-    /// What the opinions amount to. Two denials of two people deny; an unlock among two unlocks; before an appeal a single
-    /// unlock does as well.
+    fn may_opine(&self, opinion: &Opinion) -> Result<(), CaseError> {
+        let (case, by) = (self.id.to_string(), opinion.by.clone());
+        if self.opinions.iter().any(|held| held.by == by) {
+            return Err(CaseError::SamePerson { case, by });
+        }
+        let denies = opinion.finding == Finding::Deny;
+        let denied = |held: &Opinion| held.by == by && held.finding == Finding::Deny;
+        if denies && self.appealed_at.is_some() && self.past.iter().any(denied) {
+            return Err(CaseError::NotIndependent { case, by });
+        }
+        let measured = opinion.measure.is_some_and(Step::is_measure);
+        if denies != measured {
+            return Err(CaseError::Measure);
+        }
+        Ok(())
+    }
+
+    /// What the opinions amount to: one unlock unlocks, two denials of two people deny.
     fn ruling(&self) -> Option<Ruling> {
-        let unlock = self
-            .opinions
-            .iter()
-            .any(|held| held.finding == Finding::Unlock);
-        match (self.opinions.len(), self.appealed_at) {
-            (0, _) | (1, Some(_)) => None,
-            (1, None) => unlock.then_some(Ruling::Unsure),
-            _ if unlock => Some(Ruling::Unsure),
+        let unlock = |held: &Opinion| held.finding == Finding::Unlock;
+        match self.opinions.len() {
+            _ if self.opinions.iter().any(unlock) => Some(Ruling::Unsure),
+            0 | 1 => None,
             _ => Some(Ruling::Denied),
+        }
+    }
+
+    /// What two people who denied agree on: the milder of what each said.
+    #[must_use]
+    pub fn measure(&self) -> Option<Step> {
+        let measures = self.opinions.iter().filter_map(|held| held.measure);
+        measures.min()
+    }
+
+    /// Decided cases are taken up again by a person who takes the decision back. Its opinions stand for nothing any more.
+    ///
+    /// # Errors
+    /// If it is not decided.
+    pub fn reopen(&mut self, by: &Person, at: Time) -> Result<Ruling, CaseError> {
+        match self.state {
+            State::Decided { ruling, .. } => {
+                self.past.append(&mut self.opinions);
+                self.state = State::Claimed { by: by.clone(), at };
+                Ok(ruling)
+            }
+            _ => Err(self.wrong("there is no decision to take back")),
         }
     }
 
@@ -411,7 +481,7 @@ impl Case {
     #[must_use]
     pub fn seen_by(&self, person: &Person) -> Self {
         let mut seen = self.clone();
-        if self.appealed_at.is_some() && self.is_open() {
+        if self.appealed_at.is_some() && (self.is_open() || self.wants_review()) {
             seen.opinions.retain(|held| held.by == *person);
         }
         seen
@@ -420,9 +490,12 @@ impl Case {
     /// Closes a decided case.
     ///
     /// # Errors
-    /// If it is not decided.
+    /// If it is not decided, or an appeal's second review is wanted.
     pub fn close(&mut self, at: Time) -> Result<(), CaseError> {
         match self.state {
+            _ if self.wants_review() => {
+                Err(self.wrong("an appeal gets two reviews, and the second is not in"))
+            }
             State::Decided { ruling, .. } => {
                 self.state = State::Closed { ruling, at };
                 Ok(())

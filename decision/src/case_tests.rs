@@ -32,6 +32,7 @@ fn opinion(by: &str, finding: Finding, text: &str) -> Opinion {
         by: person(by),
         at: T0,
         finding,
+        measure: (finding == Finding::Deny).then_some(Step::Lock),
         reason: text.to_owned().try_into().unwrap(),
     }
 }
@@ -41,16 +42,23 @@ const ONE: &str =
 const TWO: &str =
     "I asked twice what runs there, the answers named a pool, and the payment bounced since";
 
+const THREE: &str =
+    "The same pool address stands in all five droplets that this account has made since noon";
+
 #[test]
 fn a_claimed_case_is_one_persons() {
     let mut case = case();
-    case.claim(&person("ann"), T0).unwrap();
-    assert_eq!(case.claim(&person("ann"), T0), Ok(()));
-    let error = case.claim(&person("bob"), T0).unwrap_err().to_string();
+    case.claim(&person("ann"), false, T0).unwrap();
+    assert_eq!(case.claim(&person("ann"), false, T0), Ok(()));
+    let error = case
+        .claim(&person("bob"), false, T0)
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("claimed by ann"), "{error}");
     assert!(case.give_back(&person("bob")).is_err());
     case.give_back(&person("ann")).unwrap();
-    assert_eq!(case.claim(&person("bob"), T0), Ok(()));
+    assert_eq!(case.claim(&person("bob"), false, T0), Ok(()));
+    assert_eq!(case.claim(&person("cid"), true, T0), Ok(()));
 }
 
 #[test]
@@ -100,18 +108,57 @@ fn opinions_that_differ_unlock() {
 }
 
 #[test]
-fn an_appealed_lock_takes_two_new_reviews_and_neither_sees_the_other() {
+fn an_appealed_lock_gets_two_new_reviews_and_neither_sees_the_other() {
     let mut case = case();
     case.opine(opinion("ann", Finding::Deny, ONE), []).unwrap();
     case.say(said(customer(), 5), true).unwrap();
     assert!(case.appealed_at.is_some() && case.opinions.is_empty());
-    let first = case.opine(opinion("cid", Finding::Unlock, ONE), []);
-    assert_eq!(first, Ok(None), "one review is not enough");
+    let error = case.opine(opinion("ann", Finding::Deny, TWO), []);
+    assert!(matches!(error, Err(CaseError::NotIndependent { .. })));
+    assert!(case.unlock(&person("cid"), Ruling::Unsure, T0).is_err());
+    let first = case.opine(opinion("cid", Finding::Deny, THREE), []);
+    assert_eq!(first, Ok(None), "one review does not deny");
     assert!(case.seen_by(&person("dan")).opinions.is_empty());
     assert_eq!(case.seen_by(&person("cid")).opinions.len(), 1);
-    let second = case.opine(opinion("dan", Finding::Deny, TWO), []);
-    assert_eq!(second, Ok(Some(Ruling::Unsure)));
+    let second = case.opine(opinion("dan", Finding::Unlock, TWO), []);
+    assert_eq!(second, Ok(Some(Ruling::Unsure)), "they differ");
     assert_eq!(case.seen_by(&person("eve")).opinions.len(), 2);
+}
+
+#[test]
+fn a_first_review_that_unlocks_does_so_at_once_and_the_second_is_wanted_still() {
+    let mut case = case();
+    case.say(said(customer(), 5), true).unwrap();
+    let first = case.opine(opinion("cid", Finding::Unlock, ONE), []);
+    assert_eq!(first, Ok(Some(Ruling::Unsure)));
+    assert!(case.wants_review() && case.close(T0).is_err());
+    assert!(case.seen_by(&person("dan")).opinions.is_empty());
+    let second = case.opine(opinion("dan", Finding::Deny, TWO), []);
+    assert_eq!(second, Ok(None), "it changes nothing");
+    let unlocked = State::Decided {
+        ruling: Ruling::Unsure,
+        at: T0,
+    };
+    assert_eq!(case.state, unlocked);
+    assert_eq!(case.close(T0), Ok(()));
+}
+
+#[test]
+fn a_decision_is_taken_back_by_reopening() {
+    let mut case = case();
+    assert!(case.reopen(&person("ann"), T0).is_err());
+    case.unlock(&person("ann"), Ruling::Unsure, T0).unwrap();
+    assert_eq!(case.reopen(&person("bob"), T0), Ok(Ruling::Unsure));
+    assert!(case.is_open());
+}
+
+#[test]
+fn a_denial_says_what_follows() {
+    let silent = Opinion {
+        measure: None,
+        ..opinion("ann", Finding::Deny, ONE)
+    };
+    assert_eq!(case().opine(silent, []), Err(CaseError::Measure));
 }
 
 #[test]
@@ -141,6 +188,6 @@ fn only_a_decided_case_is_closed_and_a_closed_one_stays() {
     assert!(case.close(T0).is_err());
     case.unlock(&person("ann"), Ruling::Legitimate, T0).unwrap();
     case.close(T0).unwrap();
-    assert!(case.claim(&person("bob"), T0).is_err());
+    assert!(case.claim(&person("bob"), false, T0).is_err());
     assert!(case.opine(opinion("bob", Finding::Deny, ONE), []).is_err());
 }

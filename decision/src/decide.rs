@@ -133,11 +133,13 @@ pub fn decide(policies: &Policies, input: &Input) -> Plan {
     }
     steps.retain(|step| !input.taken.contains(step));
     let acts = steps.iter().any(|step| step.is_customer_facing());
-    // Every automated action has a case.
-    if acts && !steps.contains(&Step::OpenCase) && !input.taken.contains(&Step::OpenCase) {
-        steps.push(Step::OpenCase);
-        steps.sort_unstable();
+    // Every automated action has a case, and nobody is acted on without being told.
+    for step in [Step::OpenCase, Step::Notify] {
+        if acts && !steps.contains(&step) && !input.taken.contains(&step) {
+            steps.push(step);
+        }
     }
+    steps.sort_unstable();
     let step = steps.iter().copied().max().unwrap_or_default();
     let targets = if acts {
         evidence.targets.clone()
@@ -159,7 +161,7 @@ pub fn decide(policies: &Policies, input: &Input) -> Plan {
 
 /// What the safeties look at, of a decision's input.
 #[must_use]
-pub fn ground<'a>(input: &'a Input, evidence: &Summary) -> Ground<'a> {
+pub fn ground<'a>(input: &'a Input, evidence: &'a Summary) -> Ground<'a> {
     Ground {
         at: input.at,
         settings: &input.settings,
@@ -170,7 +172,7 @@ pub fn ground<'a>(input: &'a Input, evidence: &Summary) -> Ground<'a> {
         holds: &input.holds,
         conversation: input.conversation.as_ref(),
         fleet: &input.fleet,
-        targets: u64::try_from(evidence.targets.len()).unwrap_or(u64::MAX),
+        targets: &evidence.targets,
     }
 }
 
@@ -246,8 +248,8 @@ fn situation<'a>(input: &'a Input, evidence: &Summary, safeties: &[Looked]) -> S
     Situation {
         account: &input.account,
         level: evidence.level,
-        mining_minutes: evidence.mining.as_minutes(),
-        suspect_minutes: evidence.suspect.as_minutes(),
+        mining_seconds: evidence.mining.as_seconds(),
+        suspect_seconds: evidence.suspect.as_seconds(),
         classes: evidence.classes.count(),
         engaged_days: input
             .facts
@@ -257,7 +259,7 @@ fn situation<'a>(input: &'a Input, evidence: &Summary, safeties: &[Looked]) -> S
             .is_some_and(|known| known.value.troubled(input.at)),
         burst_droplets: burst.droplets,
         burst_mining_percent: burst.mining_percent,
-        burst_mining_minutes: burst.mining.as_minutes(),
+        burst_mining_seconds: burst.mining.as_seconds(),
         throttled: input.throttled,
         ruling: input.ruling,
         safeties: in_force(safeties),

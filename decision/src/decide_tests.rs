@@ -347,7 +347,7 @@ fn an_erroring_forbid_denies() {
     // On an overflow Cedar skips the policy: without care its forbid would be no forbid.
     let policies = with(
         "@id(\"provider:cautious\") forbid (principal, action == Davy::Action::\"throttle\", resource) \
-         when { context.mining_minutes * 9223372036854775807 > 5 };",
+         when { context.mining_seconds * 9223372036854775807 > 5 };",
     );
     let plan = decide(&policies, &input(&policies, Level::Mining, 20, 1));
     assert_eq!(force(&plan), [Safety::UnknownStanding]);

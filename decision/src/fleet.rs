@@ -129,6 +129,12 @@ impl Fleet {
         });
     }
 
+    /// Whether any of the account's actions still counts against the budget.
+    #[must_use]
+    pub fn holds(&self, account: &AccountId) -> bool {
+        (self.spent.iter()).any(|spent| spent.holds && spent.account == *account)
+    }
+
     /// The account's actions hold no more: they were undone, or have ended.
     pub fn release(&mut self, account: &AccountId) {
         for spent in self

@@ -14,6 +14,7 @@
 //! | [`dossier`] | all that is held of one account, and every way it changes |
 //! | [`action`], [`order`] | what is asked of the control plane, and how far it is |
 //! | [`case`], [`text`] | what people decide, and their reasons |
+//! | [`statement`] | what customers are told |
 //! | [`audit`] | the log of what happened, hash-chained |
 
 pub mod account;
@@ -28,5 +29,6 @@ pub mod order;
 pub mod policy;
 pub mod safety;
 pub mod settings;
+pub mod statement;
 pub mod text;
 pub mod time;

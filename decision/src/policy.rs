@@ -72,6 +72,12 @@ impl Step {
         }
     }
 
+    /// Whether a denial can amount to it.
+    #[must_use]
+    pub const fn is_measure(self) -> bool {
+        matches!(self, Self::Throttle | Self::PowerDown | Self::Lock)
+    }
+
     /// Whether it reaches the customer: what every safety forbids.
     #[must_use]
     pub const fn is_customer_facing(self) -> bool {
@@ -95,10 +101,10 @@ pub struct Situation<'a> {
     pub account: &'a AccountId,
     /// The evidence now.
     pub level: Level,
-    /// Minutes `mining`.
-    pub mining_minutes: u64,
-    /// Minutes at least `suspect`.
-    pub suspect_minutes: u64,
+    /// Seconds `mining`.
+    pub mining_seconds: u64,
+    /// Seconds at least `suspect`.
+    pub suspect_seconds: u64,
     /// Classes of evidence.
     pub classes: u64,
     /// Days since it was engaged, if known.
@@ -110,7 +116,7 @@ pub struct Situation<'a> {
     /// The share of them that mines, per cent.
     pub burst_mining_percent: u64,
     /// For how long each of those did at least.
-    pub burst_mining_minutes: u64,
+    pub burst_mining_seconds: u64,
     /// The account is throttled now by this episode's action.
     pub throttled: bool,
     /// What a person decided before.
@@ -405,14 +411,14 @@ fn context(situation: &Situation<'_>) -> Result<Context, String> {
     let Situation {
         account: _,
         level,
-        mining_minutes,
-        suspect_minutes,
+        mining_seconds,
+        suspect_seconds,
         classes,
         engaged_days,
         payment_trouble,
         burst_droplets,
         burst_mining_percent,
-        burst_mining_minutes,
+        burst_mining_seconds,
         throttled,
         ruling,
         safeties,
@@ -422,8 +428,8 @@ fn context(situation: &Situation<'_>) -> Result<Context, String> {
     let names = safeties.iter().map(|safety| text(safety.name()));
     let mut pairs = vec![
         ("level", text(&level.to_string())),
-        ("mining_minutes", long(*mining_minutes)),
-        ("suspect_minutes", long(*suspect_minutes)),
+        ("mining_seconds", long(*mining_seconds)),
+        ("suspect_seconds", long(*suspect_seconds)),
         ("classes", long(*classes)),
         (
             "payment_trouble",
@@ -431,7 +437,7 @@ fn context(situation: &Situation<'_>) -> Result<Context, String> {
         ),
         ("burst_droplets", long(*burst_droplets)),
         ("burst_mining_percent", long(*burst_mining_percent)),
-        ("burst_mining_minutes", long(*burst_mining_minutes)),
+        ("burst_mining_seconds", long(*burst_mining_seconds)),
         ("throttled", RestrictedExpression::new_bool(*throttled)),
         ("ruling", text(ruling.map_or("", Step::name))),
         ("safeties", RestrictedExpression::new_set(names)),

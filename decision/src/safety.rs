@@ -7,7 +7,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    account::{Facts, Known},
+    account::{DropletId, Facts, Known},
     fleet::Fleet,
     settings::Settings,
     time::{Span, Time},
@@ -135,7 +135,7 @@ pub struct Ground<'a> {
     /// Budget and kill switch.
     pub fleet: &'a Fleet,
     /// Droplets that would be acted on.
-    pub targets: u64,
+    pub targets: &'a [DropletId],
 }
 
 /// Looks at all safeties.
@@ -151,11 +151,11 @@ pub fn look(ground: &Ground<'_>) -> Vec<Looked> {
                 Safety::GoodStanding => good_standing(ground),
                 Safety::UnknownStanding => unknown_standing(ground),
                 Safety::OpenConversation => open_conversation(ground),
-                Safety::BlastRadius => {
-                    ground
-                        .fleet
-                        .blast_radius(ground.at, ground.settings, ground.targets)
-                }
+                Safety::BlastRadius => ground.fleet.blast_radius(
+                    ground.at,
+                    ground.settings,
+                    u64::try_from(ground.targets.len()).unwrap_or(u64::MAX),
+                ),
                 Safety::KillSwitch => ground.fleet.stopped(),
             };
             Looked {
@@ -290,7 +290,13 @@ fn unknown_standing(ground: &Ground<'_>) -> (bool, String) {
     if let Some(why) = ground.fetch_failed {
         return (true, format!("the facts could not be fetched: {why}"));
     }
-    let unknown = doubtful(ground.facts, ground.at, ground.facts_fresh);
+    let mut unknown = doubtful(ground.facts, ground.at, ground.facts_fresh);
+    if let Some(inventory) = &ground.facts.droplets {
+        let foreign = |droplet: &&DropletId| !inventory.value.contains_key(*droplet);
+        unknown.extend(ground.targets.iter().filter(foreign).map(|droplet| {
+            format!("droplet {droplet} shows evidence, but is not in the account's inventory")
+        }));
+    }
     if unknown.is_empty() {
         return (
             false,

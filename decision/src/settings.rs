@@ -36,6 +36,11 @@ pub struct Settings {
     pub budget_fleet_per_mille: u64,
     /// An automated plan that was not released within this is void, ms.
     pub plan_fresh_ms: Span,
+    /// The control plane is to refuse what reaches it later than this after its release; after twice as long without an answer a
+    /// release is in doubt, ms.
+    pub delivery_ms: Span,
+    /// While an episode lasts, facts are fetched anew after this, ms.
+    pub facts_refresh_ms: Span,
 }
 
 impl Default for Settings {
@@ -55,6 +60,8 @@ impl Default for Settings {
             budget_per_hour: 20,
             budget_fleet_per_mille: 10,
             plan_fresh_ms: Span::minutes(10),
+            delivery_ms: Span::seconds(30),
+            facts_refresh_ms: Span::hours(1),
         }
     }
 }
@@ -123,13 +130,20 @@ impl Settings {
                 "budget_fleet_per_mille",
                 self.budget_fleet_per_mille,
                 0,
-                100,
+                500,
             ),
             (
                 "plan_fresh_ms",
                 self.plan_fresh_ms.as_ms(),
                 1_000,
                 3_600_000,
+            ),
+            ("delivery_ms", self.delivery_ms.as_ms(), 1_000, 300_000),
+            (
+                "facts_refresh_ms",
+                self.facts_refresh_ms.as_ms(),
+                1_000,
+                day,
             ),
         ] {
             if !(least..=most).contains(&value) {

@@ -111,6 +111,12 @@ impl Span {
         self.0
     }
 
+    /// Whole seconds in it.
+    #[must_use]
+    pub const fn as_seconds(self) -> u64 {
+        self.0 / 1_000
+    }
+
     /// Whole minutes in it.
     #[must_use]
     pub const fn as_minutes(self) -> u64 {

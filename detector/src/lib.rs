@@ -14,6 +14,7 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 pub mod config;
+pub mod desk;
 pub mod evidence;
 pub mod ingest;
 pub mod inventory;

@@ -4,8 +4,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     account::{AccountId, FactsError},
-    action::{Key, State, TransitionError},
-    case::{CaseError, CaseId, Person, Ruling},
+    action::{Key, Parcel, Recipient, State, TransitionError},
+    case::{CaseError, CaseId, Finding, Person, Ruling},
+    policy::Step,
     time::Time,
 };
 
@@ -37,6 +38,64 @@ pub enum Event {
         /// Which.
         case: CaseId,
     },
+    /// A decision was made.
+    Decided {
+        /// Its number within the account.
+        decision: u64,
+        /// Its highest step.
+        step: Step,
+    },
+    /// A person took a case up.
+    CaseClaimed {
+        /// Which.
+        case: CaseId,
+        /// Who.
+        by: Person,
+    },
+    /// A person gave a case back.
+    CaseGivenBack {
+        /// Which.
+        case: CaseId,
+        /// Who.
+        by: Person,
+    },
+    /// A case was closed.
+    CaseClosed {
+        /// Which.
+        case: CaseId,
+    },
+    /// A person answered the customer.
+    Answered {
+        /// In which case.
+        case: CaseId,
+        /// Who.
+        by: Person,
+    },
+    /// A person gave an opinion.
+    OpinionGiven {
+        /// On which case.
+        case: CaseId,
+        /// Who.
+        by: Person,
+        /// What they found.
+        finding: Finding,
+    },
+    /// A person took a decision back.
+    TakenBack {
+        /// Of which case.
+        case: CaseId,
+        /// Which one.
+        ruling: Ruling,
+        /// Who.
+        by: Person,
+    },
+    /// A throttle was renewed.
+    ThrottleRenewed {
+        /// Its new end.
+        until: Time,
+        /// By whom.
+        by: Person,
+    },
     /// A case was decided.
     CaseDecided {
         /// Which.
@@ -51,10 +110,10 @@ pub enum Event {
         /// Which.
         key: Key,
     },
-    /// An action was given to the driver.
-    ActionReleased {
+    /// A parcel was given to the driver.
+    Released {
         /// Which.
-        key: Key,
+        parcel: Parcel,
     },
     /// An action was not released.
     ActionWithheld {
@@ -63,12 +122,19 @@ pub enum Event {
         /// Why.
         why: String,
     },
-    /// Something was learnt of an action.
-    ActionLearned {
+    /// Something was learnt of a parcel.
+    Learned {
         /// Which.
-        key: Key,
+        parcel: Parcel,
         /// How far it is now.
         state: State,
+    },
+    /// A letter stands in the outbox.
+    LetterWritten {
+        /// Its number.
+        number: u64,
+        /// To whom.
+        to: Recipient,
     },
     /// A hold was set.
     HoldSet {
@@ -82,6 +148,18 @@ pub enum Event {
         /// By whom.
         by: Person,
     },
+    /// A person's word that high CPU is allowed was withdrawn.
+    HighCpuWithdrawn {
+        /// By whom.
+        by: Person,
+    },
+    /// The kill switch was turned on: no automated action leaves.
+    Stopped {
+        /// Why.
+        why: String,
+    },
+    /// The kill switch was turned off.
+    Resumed,
     /// The customer said something.
     CustomerSpoke {
         /// The message's key.
@@ -111,6 +189,15 @@ pub enum Refusal {
     /// Of an action.
     #[error(transparent)]
     Action(#[from] TransitionError),
+    /// A message that cannot be taken.
+    #[error("a message has a key and a text: give both, the text with at most 64 KiB")]
+    Message,
+    /// The customer waits.
+    #[error("the customer of account {account} waits for a decision: decide first")]
+    Waits {
+        /// Whose.
+        account: AccountId,
+    },
     /// There is none.
     #[error("account {account} has no {what}")]
     Missing {

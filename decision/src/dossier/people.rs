@@ -1,18 +1,29 @@
-//! What people do to an account: the customer speaks, a person unlocks.
+//! What people do to an account short of deciding: the customer speaks, a person takes a case up, answers, gives it back.
 
-use super::{Dossier, Event, HOLDS_MAX, MESSAGE_KEYS_MAX, Refusal};
+use super::{Dossier, Event, MESSAGE_KEYS_MAX, Refusal};
 use crate::{
-    case::{Message, Person, Ruling, Speaker},
-    safety::{Allowed, Conversation, Hold},
+    action::Recipient,
+    case::{Case, Message, Person, Speaker},
+    safety::Conversation,
     settings::Settings,
     time::Time,
 };
 
+/// Longest message, bytes.
+pub const MESSAGE_BYTES_MAX: usize = 64 << 10;
+
 impl Dossier {
-    /// The customer says something. Told twice under one key it counts once.
+    /// The case that people work on, or have decided.
+    pub(super) fn case_mut(&mut self) -> Result<&mut Case, Refusal> {
+        let missing = self.missing("case");
+        self.case.as_mut().ok_or(missing)
+    }
+
+    /// The customer says something. Told twice under one key it counts once. From here on no automated action leaves until a person
+    /// has decided.
     ///
     /// # Errors
-    /// If the case is full.
+    /// If the key or the text is empty or too long, or the case is full.
     pub fn hear(
         &mut self,
         key: &str,
@@ -23,92 +34,112 @@ impl Dossier {
         if self.message_keys.iter().any(|held| held == key) {
             return Ok(Vec::new());
         }
-        let locked = self.is_locked();
-        let mut events = Vec::new();
-        if self.case.is_none() {
-            events.extend(self.open_case(at));
+        let fits = |text: &str, most: usize| !text.trim().is_empty() && text.len() <= most;
+        if !fits(key, 256) || channel.len() > 256 || !fits(text, MESSAGE_BYTES_MAX) {
+            return Err(Refusal::Message);
         }
-        if let Some(case) = &mut self.case {
-            let channel = channel.to_owned();
-            let message = Message {
+        let mut next = self.clone();
+        let mut events = Vec::new();
+        // What is said to a closed case opens a new one.
+        if next.case.as_ref().is_none_or(Case::is_closed) {
+            events.extend(next.open_case(at));
+        }
+        let locked = next.is_locked();
+        let channel = channel.to_owned();
+        next.case_mut()?.say(
+            Message {
                 at,
                 from: Speaker::Customer { channel },
                 text: text.to_owned(),
-            };
-            case.say(message, locked)?;
+            },
+            locked,
+        )?;
+        next.message_keys.push(key.to_owned());
+        if next.message_keys.len() > MESSAGE_KEYS_MAX {
+            next.message_keys.remove(0);
         }
-        self.message_keys.push(key.to_owned());
-        if self.message_keys.len() > MESSAGE_KEYS_MAX {
-            self.message_keys.remove(0);
-        }
-        self.conversation.get_or_insert(Conversation { since: at });
+        next.conversation.get_or_insert(Conversation { since: at });
         events.push(Event::CustomerSpoke {
             key: key.to_owned(),
         });
+        *self = next;
         Ok(events)
     }
 
-    /// A person unlocks: what Davy did is undone, what it was about to do is withheld, the hold is set, and if the customer is in the
-    /// right the flag as well; all at once.
+    /// A person takes the case up.
     ///
     /// # Errors
-    /// If there is no case to decide, or another person has it.
-    pub fn unlock(
-        &mut self,
-        by: &Person,
-        legitimate: bool,
-        settings: &Settings,
-        at: Time,
-    ) -> Result<Vec<Event>, Refusal> {
-        let ruling = if legitimate {
-            Ruling::Legitimate
-        } else {
-            Ruling::Unsure
-        };
-        let Some(case) = &mut self.case else {
-            return Err(self.missing("case"));
-        };
-        case.unlock(by, ruling, at)?;
-        let case = case.id.clone();
-        let mut events = vec![Event::CaseDecided {
-            case,
-            ruling,
+    /// If there is none, or another person has it and `take_over` is not said.
+    pub fn claim(&mut self, by: &Person, take_over: bool, at: Time) -> Result<Vec<Event>, Refusal> {
+        let case = self.case_mut()?;
+        let before = case.state.clone();
+        case.claim(by, take_over, at)?;
+        let changed = case.state != before;
+        let (case, by) = (case.id.clone(), by.clone());
+        Ok(changed
+            .then_some(Event::CaseClaimed { case, by })
+            .into_iter()
+            .collect())
+    }
+
+    /// A person gives the case back to the queue.
+    ///
+    /// # Errors
+    /// If they do not have it.
+    pub fn give_back(&mut self, by: &Person) -> Result<Vec<Event>, Refusal> {
+        let case = self.case_mut()?;
+        case.give_back(by)?;
+        let (case, by) = (case.id.clone(), by.clone());
+        Ok(vec![Event::CaseGivenBack { case, by }])
+    }
+
+    /// A person answers the customer: their clock stops. The conversation stays open until a person decides.
+    ///
+    /// # Errors
+    /// If there is no case, or it is full, or the text is empty or too long.
+    pub fn answer(&mut self, by: &Person, text: &str, at: Time) -> Result<Vec<Event>, Refusal> {
+        if text.trim().is_empty() || text.len() > MESSAGE_BYTES_MAX {
+            return Err(Refusal::Message);
+        }
+        let locked = self.is_locked();
+        let case = self.case_mut()?;
+        case.say(
+            Message {
+                at,
+                from: Speaker::Person { person: by.clone() },
+                text: text.to_owned(),
+            },
+            locked,
+        )?;
+        let mut events = vec![Event::Answered {
+            case: case.id.clone(),
             by: by.clone(),
         }];
-        events.extend(self.protect(by, legitimate, settings, at));
+        let by = Some(by.to_string());
+        events.extend(self.write(Recipient::Customer, text.to_owned(), by, at));
         Ok(events)
     }
 
-    /// What every unlock does to the account.
-    fn protect(
-        &mut self,
-        by: &Person,
-        legitimate: bool,
-        settings: &Settings,
-        at: Time,
-    ) -> Vec<Event> {
-        let until = at.after(settings.hold_ms);
-        self.holds.push(Hold {
-            since: at,
-            until,
-            by: by.to_string(),
-        });
-        if self.holds.len() > HOLDS_MAX {
-            self.holds.remove(0);
-        }
-        let mut events = vec![Event::HoldSet {
-            until,
-            by: by.clone(),
-        }];
-        if legitimate {
-            self.allowed = Some(Allowed {
-                since: at,
-                by: by.to_string(),
+    /// A person closes a decided case.
+    ///
+    /// # Errors
+    /// If it is not decided, the customer waits, or an appeal's second review is wanted.
+    pub fn close(&mut self, at: Time) -> Result<Vec<Event>, Refusal> {
+        if self.conversation.is_some() {
+            return Err(Refusal::Waits {
+                account: self.account.clone(),
             });
-            events.push(Event::HighCpuAllowed { by: by.clone() });
         }
-        (self.conversation, self.ruling) = (None, None);
-        events.extend(self.undo_all("a person unlocked the account", at));
-        events
+        let case = self.case_mut()?;
+        case.close(at)?;
+        let case = case.id.clone();
+        Ok(vec![Event::CaseClosed { case }])
+    }
+
+    /// Until when a person is to have answered the customer; none if the customer does not wait.
+    #[must_use]
+    pub fn first_answer_due(&self, settings: &Settings) -> Option<Time> {
+        let since = self.case.as_ref()?.waiting_since?;
+        Some(since.after(settings.first_answer_ms))
     }
 }

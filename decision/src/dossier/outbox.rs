@@ -1,0 +1,482 @@
+//! The outbox: actions and letters, from planned to done.
+
+use super::{Dossier, Event, PARCELS_MAX, Refusal};
+use crate::{
+    account::Facts,
+    action::{Action, By, Key, Letter, Outcome, Parcel, Recipient, State},
+    decide::in_force,
+    fleet::Fleet,
+    order::{Order, Verb},
+    policy::Step,
+    safety::{self, Ground, Safety},
+    settings::Settings,
+    statement,
+    time::{Span, Time},
+};
+
+/// What whoever talks to the control plane has to do for an account.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Errand {
+    /// Release a parcel; automated actions with facts fetched just now.
+    Release {
+        /// Which.
+        parcel: Parcel,
+        /// Whether facts are to be fetched for it.
+        with_facts: bool,
+    },
+    /// Ask what became of a parcel.
+    Query(Parcel),
+    /// Give the account's part of the budget back: nothing holds it any more.
+    FreeBudget,
+}
+
+/// The key of what `key` undoes.
+fn undone_by(key: &Key) -> Key {
+    Key {
+        undo: false,
+        ..key.clone()
+    }
+}
+
+impl Dossier {
+    /// What is to be done with the control plane at `at`, in order.
+    #[must_use]
+    pub fn errands(&self, fleet: &Fleet, at: Time) -> Vec<Errand> {
+        let actions = (self.actions.iter()).map(|action| {
+            let with_facts = action.is_automated();
+            let ready = !action.key.undo || self.is_settled(&undone_by(&action.key));
+            (
+                Parcel::Action(action.key.clone()),
+                &action.state,
+                with_facts,
+                ready,
+            )
+        });
+        let letters = (self.letters.iter()).map(|letter| {
+            let (account, number) = (self.account.clone(), letter.number);
+            (
+                Parcel::Letter { account, number },
+                &letter.state,
+                false,
+                true,
+            )
+        });
+        let mut errands = Vec::new();
+        for (parcel, state, with_facts, ready) in actions.chain(letters) {
+            match state {
+                State::Planned if ready => errands.push(Errand::Release { parcel, with_facts }),
+                State::Doubtful { query_at, .. } if *query_at <= at => {
+                    errands.push(Errand::Query(parcel));
+                }
+                _ => {}
+            }
+        }
+        if fleet.holds(&self.account) && !self.actions.iter().any(|action| self.is_felt(action)) {
+            errands.push(Errand::FreeBudget);
+        }
+        errands
+    }
+
+    /// Whether what became of an action is known: until then its undoing could overtake it.
+    fn is_settled(&self, key: &Key) -> bool {
+        let action = self.actions.iter().find(|action| action.key == *key);
+        action.is_none_or(|action| !action.is_under_way())
+    }
+
+    /// The action that holds the account at this step now: it may be felt, and is not being undone.
+    #[must_use]
+    pub fn in_effect(&self, step: Step) -> Option<&Action> {
+        (self.actions.iter())
+            .filter(|action| action.key.step == step && !action.key.undo && action.may_be_felt())
+            .find(|action| !self.is_undone(&action.key))
+    }
+
+    pub(super) fn is_undone(&self, key: &Key) -> bool {
+        (self.actions.iter()).any(|action| {
+            action.key.undo
+                && undone_by(&action.key) == *key
+                && !matches!(action.state, State::Refused { .. })
+        })
+    }
+
+    /// Whether the customer may feel an action still: its undoing is not known to be done.
+    pub(super) fn is_felt(&self, action: &Action) -> bool {
+        let undone = |held: &Action| {
+            matches!(held.state, State::Done { .. })
+                && held.key.undo
+                && undone_by(&held.key) == action.key
+        };
+        action.may_be_felt()
+            && !action.key.undo
+            && action.key.step != Step::Notify
+            && !self.actions.iter().any(undone)
+    }
+
+    /// Whether a lock or power-down is in effect.
+    #[must_use]
+    pub fn is_locked(&self) -> bool {
+        self.in_effect(Step::PowerDown).is_some() || self.in_effect(Step::Lock).is_some()
+    }
+
+    /// Puts an action into the outbox, in the place of one that was withheld. One that is there stays.
+    pub(super) fn put(&mut self, action: Action) -> Option<Event> {
+        let key = action.key.clone();
+        match self.actions.iter_mut().find(|held| held.key == key) {
+            Some(held) if matches!(held.state, State::Withheld { .. }) => *held = action,
+            // What the control plane refused to undo is tried again when it is asked for again.
+            Some(held) if key.undo && matches!(held.state, State::Refused { .. }) => *held = action,
+            Some(_) => return None,
+            None => self.actions.push(action),
+        }
+        let current = self.episodes;
+        while self.actions.len() > PARCELS_MAX {
+            let old = |action: &Action| action.key.episode < current && !action.is_under_way();
+            let Some(at) = self.actions.iter().position(old) else {
+                break;
+            };
+            self.actions.remove(at);
+        }
+        Some(Event::ActionPlanned { key })
+    }
+
+    /// Writes a letter about the last case. Without a case there is none to write about.
+    pub(super) fn write(
+        &mut self,
+        to: Recipient,
+        text: String,
+        by: Option<String>,
+        at: Time,
+    ) -> Option<Event> {
+        let case = self.case.as_ref()?.id.clone();
+        self.letters_written += 1;
+        let number = self.letters_written;
+        self.letters.push(Letter {
+            number,
+            case,
+            to,
+            text,
+            by,
+            written_at: at,
+            state: State::Planned,
+        });
+        if self.letters.len() > PARCELS_MAX {
+            let settled = |letter: &Letter| !letter.state.is_under_way();
+            if let Some(at) = self.letters.iter().position(settled) {
+                self.letters.remove(at);
+            }
+        }
+        Some(Event::LetterWritten { number, to })
+    }
+
+    pub(super) fn action(&mut self, key: &Key) -> Result<&mut Action, Refusal> {
+        let missing = self.missing(format!("action {key}"));
+        (self.actions.iter_mut())
+            .find(|action| action.key == *key)
+            .ok_or(missing)
+    }
+
+    fn letter(&mut self, number: u64) -> Result<&mut Letter, Refusal> {
+        let missing = self.missing(format!("letter {number}"));
+        (self.letters.iter_mut())
+            .find(|letter| letter.number == number)
+            .ok_or(missing)
+    }
+
+    /// Releases a parcel, or withholds it. Before an automated action leaves, everything that may speak for the customer is looked
+    /// at once more; `fresh`: the facts as fetched just now, or why they could not be.
+    ///
+    /// What undoes, what a person asked for, and letters are released as they are.
+    ///
+    /// # Errors
+    /// If there is no such parcel, or it is not planned.
+    pub fn release(
+        &mut self,
+        parcel: &Parcel,
+        fresh: Option<Result<Facts, String>>,
+        fleet: &mut Fleet,
+        settings: &Settings,
+        at: Time,
+    ) -> Result<Vec<Event>, Refusal> {
+        let key = match parcel {
+            Parcel::Letter { number, .. } => {
+                self.letter(*number)?.state.release(parcel, at)?;
+                let parcel = parcel.clone();
+                return Ok(vec![Event::Released { parcel }]);
+            }
+            Parcel::Action(key) => key,
+        };
+        let action = self.action(key)?.clone();
+        let mut events = Vec::new();
+        if action.is_automated() {
+            match fresh {
+                Some(Ok(facts)) => match self.inform(facts, at) {
+                    Ok(changed) => events.extend(changed),
+                    Err(refusal) => events.extend(self.fetch_failed(refusal.to_string(), at)),
+                },
+                Some(Err(why)) => events.extend(self.fetch_failed(why, at)),
+                None => events.extend(self.fetch_failed("they were not asked for".to_owned(), at)),
+            }
+        }
+        let against = if action.is_automated() {
+            self.speaks_against(&action, fleet, settings, at)
+        } else {
+            self.nothing_to_undo(key)
+        };
+        let state = &mut self.action(key)?.state;
+        if let Some(why) = against {
+            state.withhold(key, at, why.clone())?;
+            let key = key.clone();
+            events.push(Event::ActionWithheld { key, why });
+            return Ok(events);
+        }
+        state.release(key, at)?;
+        if action.is_automated() && key.step != Step::Notify {
+            let targets = u64::try_from(action.targets.len()).unwrap_or(u64::MAX);
+            fleet.spend(at, &self.account, targets);
+        }
+        let parcel = parcel.clone();
+        events.push(Event::Released { parcel });
+        Ok(events)
+    }
+
+    /// What never took effect needs no undoing.
+    fn nothing_to_undo(&self, key: &Key) -> Option<String> {
+        let undone = undone_by(key);
+        let held = (self.actions.iter()).find(|action| key.undo && action.key == undone)?;
+        (!held.may_be_felt())
+            .then(|| format!("there is nothing to undo: it is {}", held.state.name()))
+    }
+
+    /// Why an automated action must not leave now.
+    fn speaks_against(
+        &self,
+        action: &Action,
+        fleet: &Fleet,
+        settings: &Settings,
+        at: Time,
+    ) -> Option<String> {
+        if at - action.planned_at > settings.plan_fresh_ms {
+            return Some(format!("the plan is {} old", at - action.planned_at));
+        }
+        if self.is_undone(&action.key) {
+            return Some("it was undone before it left".to_owned());
+        }
+        let doubt = self.clock_doubt(at);
+        let looked = safety::look(&Ground {
+            at,
+            settings,
+            facts_fresh: settings.release_facts_fresh_ms,
+            facts: &self.facts,
+            fetch_failed: doubt.as_deref().or(self.fetch_failed.as_deref()),
+            allowed: self.allowed.as_ref(),
+            holds: &self.holds,
+            conversation: self.conversation.as_ref(),
+            fleet,
+            targets: &action.targets,
+        });
+        let names: Vec<_> = in_force(&looked)
+            .iter()
+            .map(|safety| safety.name())
+            .collect();
+        if !names.is_empty() {
+            return Some(format!("in force: {}", names.join(", ")));
+        }
+        if self.case.is_none() {
+            return Some("there is no case".to_owned());
+        }
+        let episode = (self.episode.as_ref()).filter(|held| held.number == action.key.episode);
+        let Some(evidence) = episode.map(|episode| episode.summary(at, settings)) else {
+            return Some("the episode has ended".to_owned());
+        };
+        let mines = evidence.level == davy_evidence::Level::Mining && evidence.classes.count() >= 2;
+        (!mines).then(|| format!("the evidence is {} now", evidence.level))
+    }
+
+    /// What is given to the driver for a parcel that was released; none for any other.
+    #[must_use]
+    pub fn order(&self, parcel: &Parcel, settings: &Settings) -> Option<Order> {
+        let order = |state: &State, verb, droplets, case: &str, text: &str, automated| match state {
+            State::Released { at } => Some(Order {
+                key: parcel.to_string(),
+                account: self.account.clone(),
+                verb,
+                droplets,
+                case: case.to_owned(),
+                text: text.to_owned(),
+                automated,
+                released_at: *at,
+                not_after: at.after(settings.delivery_ms),
+            }),
+            _ => None,
+        };
+        match parcel {
+            Parcel::Action(key) => {
+                let action = self.actions.iter().find(|action| action.key == *key)?;
+                let verb = Verb::of(key.step, key.undo)?;
+                let case =
+                    (self.case.as_ref()).map_or_else(String::new, |case| case.id.to_string());
+                let automated = matches!(action.by, By::Automation { .. });
+                order(
+                    &action.state,
+                    verb,
+                    action.targets.clone(),
+                    &case,
+                    &action.statement,
+                    automated,
+                )
+            }
+            Parcel::Letter { number, .. } => {
+                let letter = self
+                    .letters
+                    .iter()
+                    .find(|letter| letter.number == *number)?;
+                let verb = match letter.to {
+                    Recipient::Customer => Verb::Message,
+                    Recipient::OnCall => Verb::Page,
+                };
+                let case = letter.case.to_string();
+                order(
+                    &letter.state,
+                    verb,
+                    Vec::new(),
+                    &case,
+                    &letter.text,
+                    letter.by.is_none(),
+                )
+            }
+        }
+    }
+
+    /// Takes what became of a parcel. If an automated action was done and something speaks for the customer by now, it is undone; if an
+    /// undoing was refused, somebody is paged.
+    ///
+    /// # Errors
+    /// If there is no such parcel, or it was never released.
+    pub fn learn(
+        &mut self,
+        parcel: &Parcel,
+        outcome: Outcome,
+        settings: &Settings,
+        at: Time,
+    ) -> Result<Vec<Event>, Refusal> {
+        let state = match parcel {
+            Parcel::Action(key) => &mut self.action(key)?.state,
+            Parcel::Letter { number, .. } => &mut self.letter(*number)?.state,
+        };
+        let before = state.clone();
+        state.learn(parcel, at, outcome)?;
+        let state = state.clone();
+        if state == before {
+            return Ok(Vec::new());
+        }
+        let mut events = vec![Event::Learned {
+            parcel: parcel.clone(),
+            state: state.clone(),
+        }];
+        let Parcel::Action(key) = parcel else {
+            return Ok(events);
+        };
+        match state {
+            State::Done { .. } if self.action(key)?.is_automated() => {
+                let spoken = self.speaks_for(settings, at);
+                if let Some(safety) = spoken.first() {
+                    let why = format!("{safety} came into force while it was under way");
+                    events.extend(self.undo(key, &why, at));
+                }
+            }
+            // It never arrived, and is not wanted any more.
+            State::Planned if self.is_undone(key) => {
+                let why = "it was undone before it left".to_owned();
+                self.action(key)?.state.withhold(key, at, why.clone())?;
+                let key = key.clone();
+                events.push(Event::ActionWithheld { key, why });
+            }
+            State::Refused { why, .. } if key.undo => events.extend(self.page_undo(key, &why, at)),
+            _ => {}
+        }
+        Ok(events)
+    }
+
+    pub(super) fn page_undo(&mut self, key: &Key, why: &str, at: Time) -> Option<Event> {
+        let case = self.case.as_ref()?.id.clone();
+        let text = statement::page_undo(&key.to_string(), why, &case);
+        self.write(Recipient::OnCall, text, None, at)
+    }
+
+    /// The safeties that speak for the customer themselves: not those that come from not knowing, nor the fleet's.
+    pub(super) fn speaks_for(&self, settings: &Settings, at: Time) -> Vec<Safety> {
+        let looked = safety::look(&Ground {
+            at,
+            settings,
+            facts_fresh: Span::days(36_500),
+            facts: &self.facts,
+            fetch_failed: None,
+            allowed: self.allowed.as_ref(),
+            holds: &self.holds,
+            conversation: self.conversation.as_ref(),
+            fleet: &Fleet::default(),
+            targets: &[],
+        });
+        let mut spoken = in_force(&looked);
+        spoken.retain(|safety| match safety {
+            Safety::HighCpuAllowed
+            | Safety::UnlockHold
+            | Safety::LongStanding
+            | Safety::GoodStanding
+            | Safety::OpenConversation => true,
+            Safety::UnknownStanding | Safety::BlastRadius | Safety::KillSwitch => false,
+        });
+        spoken
+    }
+
+    /// Puts the undoing of an action into the outbox, if it may be felt and is not being undone.
+    pub(super) fn undo(&mut self, key: &Key, why: &str, at: Time) -> Option<Event> {
+        let action = self.actions.iter().find(|action| action.key == *key)?;
+        // A notice of an episode long past is not worth taking back.
+        let stale = key.step == Step::Notify && key.episode != self.episodes;
+        if !action.may_be_felt() || self.is_undone(key) || key.undo || stale {
+            return None;
+        }
+        let case = self.case.as_ref()?.id.clone();
+        let undo = Action {
+            key: Key {
+                undo: true,
+                ..key.clone()
+            },
+            planned_at: at,
+            ends_at: None,
+            statement: statement::of_undo(key.step, why, &case),
+            state: State::Planned,
+            ..action.clone()
+        };
+        self.put(undo)
+    }
+
+    /// Undoes all that is in effect and withholds all that was about to leave.
+    pub(super) fn undo_all(&mut self, why: &str, at: Time) -> Vec<Event> {
+        let mut events = Vec::new();
+        let keys: Vec<_> = (self.actions.iter())
+            .map(|action| action.key.clone())
+            .filter(|key| !key.undo)
+            .collect();
+        for key in keys {
+            if let Ok(action) = self.action(&key)
+                && action.state.withhold(&key, at, why.to_owned()).is_ok()
+            {
+                let why = why.to_owned();
+                events.push(Event::ActionWithheld { key, why });
+            } else {
+                events.extend(self.undo(&key, why, at));
+            }
+        }
+        events
+    }
+}
+
+impl Action {
+    /// Whether automation takes a step with it: what undoes is none, whoever asks for it.
+    #[must_use]
+    pub const fn is_automated(&self) -> bool {
+        matches!(self.by, By::Automation { .. }) && !self.key.undo
+    }
+}

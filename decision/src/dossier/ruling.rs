@@ -1,0 +1,369 @@
+//! What people decide: unlock, allow, throttle, deny, and taking it back.
+//!
+//! Every release by hand sets the hold in the same change: it cannot be forgotten. What a person decides is theirs: no safety
+//! stands against it. Two people deny; one unlocks.
+
+use super::{Dossier, Event, HOLDS_MAX, Refusal};
+use crate::{
+    account::DropletId,
+    action::{Action, By, Key, Parcel, State},
+    case::{self, Finding, Opinion, Person, Ruling},
+    policy::Step,
+    safety::{Allowed, Hold},
+    settings::Settings,
+    statement,
+    text::Reason,
+    time::Time,
+};
+
+impl Dossier {
+    /// A person unlocks: what Davy and people did is undone, what was about to leave is withheld, the hold is set, and if the customer
+    /// is in the right (`legitimate`) the flag as well; all at once. Of an appealed case it is a review and needs a `reason`.
+    ///
+    /// # Errors
+    /// If there is no case to decide, another person has it, or the reason of a review is missing or no reason of its own.
+    pub fn unlock<'a>(
+        &mut self,
+        by: &Person,
+        legitimate: bool,
+        reason: Option<Reason>,
+        earlier: impl IntoIterator<Item = (&'a str, &'a Reason)>,
+        settings: &Settings,
+        at: Time,
+    ) -> Result<Vec<Event>, Refusal> {
+        let ruling = if legitimate {
+            Ruling::Legitimate
+        } else {
+            Ruling::Unsure
+        };
+        let case = self.case_mut()?;
+        if let (true, Some(reason)) = (case.appealed_at.is_some(), reason) {
+            let opinion = Opinion {
+                by: by.clone(),
+                at,
+                finding: Finding::Unlock,
+                measure: None,
+                reason,
+            };
+            if case.opine(opinion, earlier)?.is_some() {
+                case.state = case::State::Decided { ruling, at };
+            } else {
+                let (case, by) = (case.id.clone(), by.clone());
+                let finding = Finding::Unlock;
+                return Ok(vec![Event::OpinionGiven { case, by, finding }]);
+            }
+        } else {
+            case.unlock(by, ruling, at)?;
+        }
+        Ok(self.unlocked(by, ruling, settings, at))
+    }
+
+    fn unlocked(
+        &mut self,
+        by: &Person,
+        ruling: Ruling,
+        settings: &Settings,
+        at: Time,
+    ) -> Vec<Event> {
+        let mut events: Vec<_> = (self.case.as_ref())
+            .map(|case| Event::CaseDecided {
+                case: case.id.clone(),
+                ruling,
+                by: by.clone(),
+            })
+            .into_iter()
+            .collect();
+        events.push(self.hold(by, settings, at));
+        if ruling == Ruling::Legitimate {
+            events.push(self.allow(by, at));
+        }
+        (self.conversation, self.ruling) = (None, None);
+        events.extend(self.undo_all("a person looked at it and released your account", at));
+        events
+    }
+
+    fn hold(&mut self, by: &Person, settings: &Settings, at: Time) -> Event {
+        let until = at.after(settings.hold_ms);
+        self.holds.push(Hold {
+            since: at,
+            until,
+            by: by.to_string(),
+        });
+        if self.holds.len() > HOLDS_MAX {
+            self.holds.remove(0);
+        }
+        Event::HoldSet {
+            until,
+            by: by.clone(),
+        }
+    }
+
+    fn allow(&mut self, by: &Person, at: Time) -> Event {
+        self.allowed = Some(Allowed {
+            since: at,
+            by: by.to_string(),
+        });
+        Event::HighCpuAllowed { by: by.clone() }
+    }
+
+    /// A person allows the account all the CPU it likes, with or without a case. What automation did is undone.
+    pub fn allow_high_cpu(&mut self, by: &Person, at: Time) -> Vec<Event> {
+        let mut events = vec![self.allow(by, at)];
+        let keys: Vec<_> = (self.actions.iter())
+            .filter(|action| action.is_automated())
+            .map(|action| action.key.clone())
+            .collect();
+        let why = "a person allowed your account high CPU";
+        for key in keys {
+            if let Ok(action) = self.action(&key)
+                && action.state.withhold(&key, at, why.to_owned()).is_ok()
+            {
+                let why = why.to_owned();
+                events.push(Event::ActionWithheld { key, why });
+            } else {
+                events.extend(self.undo(&key, why, at));
+            }
+        }
+        events
+    }
+
+    /// A person takes that word back; the provider's own flag stays as it is.
+    ///
+    /// # Errors
+    /// If no person gave it.
+    pub fn disallow_high_cpu(&mut self, by: &Person) -> Result<Vec<Event>, Refusal> {
+        let missing = self.missing("Allow High CPU of a person's");
+        self.allowed.take().ok_or(missing)?;
+        Ok(vec![Event::HighCpuWithdrawn { by: by.clone() }])
+    }
+
+    /// A person proposes a denial, gives the second opinion on one, or reviews an appeal. The second of two that deny carries out
+    /// the milder of their measures; one that differs unlocks.
+    ///
+    /// # Errors
+    /// If there is nothing to decide, the person has given an opinion, or the reason is not their own.
+    pub fn opine<'a>(
+        &mut self,
+        opinion: Opinion,
+        earlier: impl IntoIterator<Item = (&'a str, &'a Reason)>,
+        settings: &Settings,
+    ) -> Result<Vec<Event>, Refusal> {
+        let (by, finding, at) = (opinion.by.clone(), opinion.finding, opinion.at);
+        let case = self.case_mut()?;
+        let ruling = case.opine(opinion, earlier)?;
+        let mut events = vec![Event::OpinionGiven {
+            case: case.id.clone(),
+            by: by.clone(),
+            finding,
+        }];
+        match ruling {
+            None => {}
+            Some(Ruling::Denied) => events.extend(self.denied(&by, settings, at)),
+            Some(ruling) => events.extend(self.unlocked(&by, ruling, settings, at)),
+        }
+        Ok(events)
+    }
+
+    fn denied(&mut self, by: &Person, settings: &Settings, at: Time) -> Vec<Event> {
+        self.conversation = None;
+        let Some(case) = &self.case else {
+            return Vec::new();
+        };
+        let id = case.id.clone();
+        let mut events = vec![Event::CaseDecided {
+            case: id.clone(),
+            ruling: Ruling::Denied,
+            by: by.clone(),
+        }];
+        self.ruling = case.measure();
+        let people: Vec<_> = (case.opinions.iter())
+            .map(|held| held.by.to_string())
+            .collect();
+        let reasons: Vec<_> = (case.opinions.iter())
+            .map(|held| held.reason.as_str())
+            .collect();
+        let Some(step) = self.ruling else {
+            return events;
+        };
+        let text = statement::of_people(step, &reasons, &id, settings);
+        let by = people.join(", ");
+        events.extend(self.act(step, by, text, settings, at));
+        events
+    }
+
+    /// An action that people decided, unless the step is in effect already.
+    fn act(
+        &mut self,
+        step: Step,
+        person: String,
+        statement: String,
+        settings: &Settings,
+        at: Time,
+    ) -> Option<Event> {
+        if self.in_effect(step).is_some() {
+            return None;
+        }
+        let same = |action: &&Action| {
+            action.key.episode == self.episodes && action.key.step == step && !action.key.undo
+        };
+        let turns = self
+            .actions
+            .iter()
+            .filter(same)
+            .map(|action| action.key.turn);
+        let key = Key {
+            account: self.account.clone(),
+            episode: self.episodes,
+            step,
+            turn: turns.max().unwrap_or(0) + 1,
+            undo: false,
+        };
+        self.put(Action {
+            key,
+            targets: self.suspects(),
+            by: By::Person { person },
+            planned_at: at,
+            ends_at: (step == Step::Throttle).then(|| at.after(settings.throttle_ms)),
+            statement,
+            state: State::Planned,
+        })
+    }
+
+    /// Droplets that mined in this episode, or were acted on before.
+    fn suspects(&self) -> Vec<DropletId> {
+        let mined = self.episode.iter().flat_map(|episode| {
+            (episode.droplets.iter())
+                .filter(|(_, droplet)| droplet.mining.total_ms > crate::time::Span::ZERO)
+                .map(|(id, _)| id.clone())
+        });
+        let acted = (self.actions.iter())
+            .filter(|action| action.key.episode == self.episodes)
+            .flat_map(|action| action.targets.iter().cloned());
+        let all: std::collections::BTreeSet<_> = mined.chain(acted).collect();
+        all.into_iter().collect()
+    }
+
+    /// A person caps the CPU of the droplets in question, for a day.
+    ///
+    /// # Errors
+    /// If there is no case, no droplet to throttle, or they are throttled.
+    pub fn throttle(
+        &mut self,
+        by: &Person,
+        reason: &Reason,
+        settings: &Settings,
+        at: Time,
+    ) -> Result<Vec<Event>, Refusal> {
+        let case = self.case_mut()?.id.clone();
+        if self.suspects().is_empty() {
+            return Err(self.missing("droplet that mined: there is nothing to throttle"));
+        }
+        let text = statement::of_people(Step::Throttle, &[reason.as_str()], &case, settings);
+        let event = self.act(Step::Throttle, by.to_string(), text, settings, at);
+        match event {
+            Some(event) => Ok(vec![event]),
+            None => Err(self.missing("droplet that is not throttled; renew the throttle instead")),
+        }
+    }
+
+    /// A person lets the throttle in effect go on, for as long as one lasts from now.
+    ///
+    /// # Errors
+    /// If none is in effect.
+    pub fn renew(
+        &mut self,
+        by: &Person,
+        settings: &Settings,
+        at: Time,
+    ) -> Result<Vec<Event>, Refusal> {
+        let missing = self.missing("throttle in effect");
+        let held = self.in_effect(Step::Throttle);
+        let key = held.map(|action| action.key.clone()).ok_or(missing)?;
+        let until = at.after(settings.throttle_ms);
+        self.action(&key)?.ends_at = Some(until);
+        let by = by.clone();
+        Ok(vec![Event::ThrottleRenewed { until, by }])
+    }
+
+    /// A person lifts the throttle. As every release by hand it sets the hold.
+    ///
+    /// # Errors
+    /// If none is in effect.
+    pub fn unthrottle(
+        &mut self,
+        by: &Person,
+        settings: &Settings,
+        at: Time,
+    ) -> Result<Vec<Event>, Refusal> {
+        let missing = self.missing("throttle in effect");
+        let held = self.in_effect(Step::Throttle);
+        let key = held.map(|action| action.key.clone()).ok_or(missing)?;
+        let mut events = vec![self.hold(by, settings, at)];
+        events.extend(self.undo(&key, "a person lifted it", at));
+        Ok(events)
+    }
+
+    /// Takes the last thing back, in one step: a decision of people's if there is one, else what automation did.
+    ///
+    /// A denial's actions are undone, with a hold. Of an unlock the flag that it set goes; its hold stays, since nothing automated may
+    /// happen before it ends. The case is the person's to decide anew.
+    ///
+    /// # Errors
+    /// If there is nothing to take back.
+    pub fn take_back(
+        &mut self,
+        by: &Person,
+        settings: &Settings,
+        at: Time,
+    ) -> Result<Vec<Event>, Refusal> {
+        let case = self.case_mut()?;
+        let id = case.id.clone();
+        let decided = matches!(case.state, case::State::Decided { .. });
+        if !decided {
+            let felt = self.actions.iter().any(|action| self.is_felt(action));
+            if !felt {
+                return Err(self.missing("decision or action to take back"));
+            }
+            let mut events = vec![self.hold(by, settings, at)];
+            events.extend(self.undo_all("a person took it back", at));
+            return Ok(events);
+        }
+        let ruling = case.reopen(by, at)?;
+        let mut events = vec![Event::TakenBack {
+            case: id,
+            ruling,
+            by: by.clone(),
+        }];
+        match ruling {
+            Ruling::Legitimate => self.allowed = None,
+            Ruling::Unsure => {}
+            Ruling::Denied => {
+                self.ruling = None;
+                events.push(self.hold(by, settings, at));
+                events.extend(self.undo_all("a person took the decision back", at));
+            }
+        }
+        Ok(events)
+    }
+
+    /// Everything in the outbox, settled or not.
+    pub(super) fn parcels(&self) -> Vec<Parcel> {
+        let actions = (self.actions.iter()).map(|action| Parcel::Action(action.key.clone()));
+        let letters = (self.letters.iter()).map(|letter| Parcel::Letter {
+            account: self.account.clone(),
+            number: letter.number,
+        });
+        actions.chain(letters).collect()
+    }
+
+    pub(super) fn state_mut(&mut self, parcel: &Parcel) -> Option<&mut State> {
+        match parcel {
+            Parcel::Action(key) => (self.actions.iter_mut())
+                .find(|action| action.key == *key)
+                .map(|action| &mut action.state),
+            Parcel::Letter { number, .. } => (self.letters.iter_mut())
+                .find(|letter| letter.number == *number)
+                .map(|letter| &mut letter.state),
+        }
+    }
+}

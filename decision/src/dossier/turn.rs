@@ -1,0 +1,240 @@
+//! An account's turn: what time alone brings, then a decision; and when to look next.
+
+use davy_evidence::Level;
+
+use super::{Dossier, Event, Gist};
+use crate::{
+    action::{Action, Recipient, State},
+    decide::{Input, Plan, decide},
+    fleet::Fleet,
+    policy::{Policies, Step},
+    safety::Safety,
+    settings::Settings,
+    statement,
+    time::{Span, Time},
+};
+
+/// When facts could not be fetched, they are asked for again after this.
+const FETCH_AGAIN: Span = Span::minutes(1);
+
+/// What a turn brought.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Turn {
+    /// What happened.
+    pub events: Vec<Event>,
+    /// The decision that was made and is to be stored, if it is another one than the last.
+    pub decision: Option<(Input, Plan)>,
+}
+
+impl Dossier {
+    /// Takes the account's turn at `at`. The fleet's record is looked at, not changed.
+    pub fn turn(
+        &mut self,
+        fleet: &Fleet,
+        policies: &Policies,
+        settings: &Settings,
+        at: Time,
+    ) -> Turn {
+        let mut events = self.tick(settings, at);
+        let mut decision = None;
+        if let Some(input) = self.input(fleet, policies.digest(), settings, at) {
+            let plan = decide(policies, &input);
+            let same = self.gist.as_ref() == Some(&Gist::of(&plan));
+            if !same || self.may_retry(&plan, settings, at) {
+                events.extend(self.apply(&plan, settings, at));
+                decision = Some((input, plan));
+            }
+        }
+        self.clock = self.clock.max(at);
+        Turn { events, decision }
+    }
+
+    /// Whether a plan that was made before is made again: what was withheld of it is tried anew, not at once.
+    fn may_retry(&self, plan: &Plan, settings: &Settings, at: Time) -> bool {
+        let mut steps = plan.steps.iter().filter(|step| step.is_customer_facing());
+        let rested = |action: &Action| match action.state {
+            State::Withheld { at: withheld, .. } => at - withheld >= settings.plan_fresh_ms,
+            _ => false,
+        };
+        steps.any(|step| {
+            (self.actions.iter()).any(|action| {
+                let key = &action.key;
+                key.episode == self.episodes
+                    && key.step == *step
+                    && (key.turn, key.undo) == (0, false)
+                    && rested(action)
+            })
+        })
+    }
+
+    /// What time alone brings: a release without an answer is in doubt, a throttle ends, an unanswered lock steps back, what speaks
+    /// for the customer by now undoes, somebody is paged, an episode ends.
+    pub fn tick(&mut self, settings: &Settings, at: Time) -> Vec<Event> {
+        let mut events = self.doubt_late_ones(settings, at);
+        events.extend(self.end_throttles(at));
+        let overdue = (self.conversation.as_ref())
+            .is_some_and(|conversation| at - conversation.since >= settings.step_back_ms);
+        if overdue && self.is_locked() {
+            events.extend(self.step_back(settings, at));
+        }
+        events.extend(self.heed_safeties(settings, at));
+        let locked = self.is_locked();
+        if let Some(case) = &mut self.case
+            && case.page_due(at, settings.first_answer_ms)
+            && let Some(since) = case.waiting_since
+        {
+            case.paged = true;
+            let case = case.id.clone();
+            let text = statement::page_waiting(&case, since, locked);
+            events.push(Event::Paged { case });
+            events.extend(self.write(Recipient::OnCall, text, None, at));
+        }
+        events.extend(self.end_episode(at, settings));
+        self.clock = self.clock.max(at);
+        events
+    }
+
+    /// Whoever released them may be gone.
+    fn doubt_late_ones(&mut self, settings: &Settings, at: Time) -> Vec<Event> {
+        let mut events = Vec::new();
+        for parcel in self.parcels() {
+            let Some(state) = self.state_mut(&parcel) else {
+                continue;
+            };
+            if let State::Released { at: released } = *state
+                && at - released >= answer_within(settings)
+            {
+                state.doubt(at);
+                let state = state.clone();
+                events.push(Event::Learned { parcel, state });
+            }
+        }
+        events
+    }
+
+    fn end_throttles(&mut self, at: Time) -> Vec<Event> {
+        let ended: Vec<_> = (self.actions.iter())
+            .filter(|action| action.ends_at.is_some_and(|end| end <= at) && action.may_be_felt())
+            .map(|action| action.key.clone())
+            .collect();
+        (ended.iter())
+            .filter_map(|key| self.undo(key, "it was meant to end by now", at))
+            .collect()
+    }
+
+    /// Back to a throttle: what locks is undone, a throttle stays.
+    fn step_back(&mut self, settings: &Settings, at: Time) -> Vec<Event> {
+        let mut events: Vec<_> = (self.case.as_ref())
+            .map(|case| Event::SteppedBack {
+                case: case.id.clone(),
+            })
+            .into_iter()
+            .collect();
+        let why = format!(
+            "you wrote to us, and no person decided within {}",
+            settings.step_back_ms
+        );
+        for step in [Step::PowerDown, Step::Lock] {
+            while let Some(key) = self.in_effect(step).map(|action| action.key.clone()) {
+                let Some(event) = self.undo(&key, &why, at) else {
+                    break;
+                };
+                events.push(event);
+            }
+        }
+        events
+    }
+
+    /// What automation did does not outlast a safety that is the customer's own. That the customer wrote lifts nothing by itself: it
+    /// keeps further actions away, and a lock steps back in time.
+    fn heed_safeties(&mut self, settings: &Settings, at: Time) -> Vec<Event> {
+        let spoken = self.speaks_for(settings, at);
+        let Some(safety) = (spoken.iter()).find(|safety| **safety != Safety::OpenConversation)
+        else {
+            return Vec::new();
+        };
+        let why = format!("{safety} is in force for the account");
+        let keys: Vec<_> = (self.actions.iter())
+            .filter(|action| action.is_automated() && self.is_felt(action))
+            .map(|action| action.key.clone())
+            .collect();
+        (keys.iter())
+            .filter_map(|key| self.undo(key, &why, at))
+            .collect()
+    }
+
+    /// Whether facts are to be fetched now: an episode needs them, and they are missing, old, or could not be fetched a while ago.
+    #[must_use]
+    pub fn wants_facts(&self, settings: &Settings, at: Time) -> bool {
+        self.facts_due(settings).is_some_and(|due| due <= at)
+    }
+
+    fn facts_due(&self, settings: &Settings) -> Option<Time> {
+        self.episode.as_ref()?;
+        let Some(fetched) = self.fetched_at else {
+            return Some(Time::default());
+        };
+        let after = match self.fetch_failed {
+            Some(_) => FETCH_AGAIN.min(settings.facts_refresh_ms),
+            None => settings.facts_refresh_ms,
+        };
+        Some(fetched.after(after))
+    }
+
+    /// When the account is to be looked at next if nothing happens to it; never before `at`.
+    #[must_use]
+    pub fn due(&self, fleet: &Fleet, settings: &Settings, at: Time) -> Option<Time> {
+        if !self.errands(fleet, at).is_empty() {
+            return Some(at);
+        }
+        let states = (self.actions.iter().map(|action| &action.state))
+            .chain(self.letters.iter().map(|letter| &letter.state));
+        let outbox = states.filter_map(|state| match state {
+            State::Released { at } => Some(at.after(answer_within(settings))),
+            State::Doubtful { query_at, .. } => Some(*query_at),
+            _ => None,
+        });
+        let ends = (self.actions.iter())
+            .filter(|action| self.is_felt(action) && !self.is_undone(&action.key))
+            .filter_map(|action| action.ends_at);
+        let waits = (self.conversation.as_ref())
+            .filter(|_| self.is_locked())
+            .map(|conversation| conversation.since.after(settings.step_back_ms));
+        let page = (self.case.as_ref())
+            .filter(|case| !case.paged)
+            .and_then(|case| case.waiting_since)
+            // One ms later: a page is due when the limit has passed.
+            .map(|since| since.after(settings.first_answer_ms.plus(Span::ms(1))));
+        let evidence = self.episode.iter().flat_map(|episode| {
+            let stale = (episode.droplets.values())
+                .filter(|droplet| droplet.last.level > Level::Quiet)
+                .map(|droplet| {
+                    let fresh = settings.evidence_fresh_ms.plus(Span::ms(1));
+                    droplet.last.to.after(fresh)
+                });
+            stale.chain([episode.stirred.after(settings.episode_quiet_ms)])
+        });
+        let held = (self.holds.iter().map(|hold| hold.until)).filter(|_| self.episode.is_some());
+        let withheld = (self.actions.iter()).filter_map(|action| match action.state {
+            State::Withheld { at, .. } if self.episode.is_some() && !action.key.undo => {
+                Some(at.after(settings.plan_fresh_ms))
+            }
+            _ => None,
+        });
+        outbox
+            .chain(ends)
+            .chain(waits)
+            .chain(page)
+            .chain(evidence)
+            .chain(held)
+            .chain(withheld)
+            .filter(|due| *due > at)
+            .chain(self.facts_due(settings).map(|due| due.max(at)))
+            .min()
+    }
+}
+
+/// A release without an answer is in doubt after this: twice as long as the control plane may take it.
+fn answer_within(settings: &Settings) -> Span {
+    settings.delivery_ms.plus(settings.delivery_ms)
+}
