@@ -13,12 +13,16 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+pub mod account;
+pub mod action;
 pub mod config;
 pub mod desk;
+pub mod engine;
 pub mod evidence;
 pub mod ingest;
 pub mod inventory;
 pub mod metrics;
+pub mod policy;
 pub mod server;
 pub mod store;
 

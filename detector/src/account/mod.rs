@@ -1,0 +1,9 @@
+//! Accounts: where facts come from, and whose a droplet is.
+//!
+//! - [`directory`] — the provider's `AccountDirectory`, asked when a decision needs facts.
+//! - [`sighting`] — from a host's window to what it says of each account's droplets.
+//! - [`attribute`] — whose they are.
+
+pub mod attribute;
+pub mod directory;
+pub mod sighting;
