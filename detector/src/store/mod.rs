@@ -12,10 +12,8 @@ use crate::evidence::{Judged, Planned};
 use crate::metrics::TenantsByLevel;
 
 pub mod ledger;
-mod read;
-mod schema;
+
 pub mod sqlite;
-mod write;
 
 /// Bounds on what is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,6 +6,11 @@
 //! Reads have a connection of their own and do not wait for writes. A lock file beside the database keeps a second
 //! detector away from it.
 
+mod ledger;
+mod read;
+mod schema;
+mod write;
+
 use std::fs::{File, TryLockError};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,10 +21,8 @@ use davy_proto::v1;
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 use tokio::sync::{mpsc, oneshot};
 
-use super::write::{self, Bounds, Fault};
-use super::{
-    Evicted, Host, Limits, Opened, Record, Recorded, Store, StoreError, Tenant, read, schema,
-};
+use self::write::{Bounds, Fault};
+use super::{Evicted, Host, Limits, Opened, Record, Recorded, Store, StoreError, Tenant};
 use crate::metrics::TenantsByLevel;
 
 /// Most operations in one transaction.
