@@ -22,15 +22,13 @@ use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 use tokio::sync::{mpsc, oneshot};
 
 use self::write::{Bounds, Fault};
-use super::{Evicted, Host, Limits, Opened, Record, Recorded, Store, StoreError, Tenant};
+use super::{Evicted, Host, Limits, Opened, ROWS_MAX, Record, Recorded, Store, StoreError, Tenant};
 use crate::metrics::TenantsByLevel;
 
 /// Most operations in one transaction.
 pub const BATCH_MAX: usize = 64;
 /// Operations that may wait for the writing thread; further callers wait for room.
 const QUEUE_MAX: usize = 1024;
-/// Most tenants in one answer.
-pub const ROWS_MAX: u64 = 200_000;
 /// How long to wait for another process's lock, a backup's for instance.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 

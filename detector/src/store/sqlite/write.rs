@@ -10,12 +10,10 @@ use super::read;
 use crate::evidence::{FRESH_NS, Judged, Standing, level_of_rank, rank, since};
 use crate::ingest::sequence::{Step, step};
 use crate::store::ledger::rows::BadRecord;
-use crate::store::{Evicted, Limits, Opened, Record, Recorded, StoreError};
-
-/// Agent instances remembered per host: enough that one which comes back finds its sequences.
-const INSTANCES_PER_HOST_MAX: u64 = 8;
-/// Tenants removed for their age in one transaction, so that ingest does not wait long.
-const EVICT_TENANTS_MAX: u64 = 100;
+use crate::store::{
+    EVICT_TENANTS_MAX, Evicted, INSTANCES_PER_HOST_MAX, Limits, Opened, Record, Recorded,
+    StoreError,
+};
 
 /// An error within a transaction: SQLite's, or the store's own.
 #[derive(Debug)]
