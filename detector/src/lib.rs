@@ -24,6 +24,7 @@ pub mod inventory;
 pub mod metrics;
 pub mod policy;
 pub mod server;
+pub mod signature;
 pub mod store;
 
 pub use config::Config;
