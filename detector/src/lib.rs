@@ -9,7 +9,7 @@
 //! - [`server`] — all of it, started and stopped.
 //! - [`config`] — the configuration, none of which is needed.
 //!
-//! There is no authentication yet: it listens on loopback unless told otherwise.
+//! - [`people`] — who calls: tokens of people and services. Agents have none yet: it listens on loopback unless told otherwise.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -22,6 +22,7 @@ pub mod evidence;
 pub mod ingest;
 pub mod inventory;
 pub mod metrics;
+pub mod people;
 pub mod policy;
 pub mod server;
 pub mod store;
