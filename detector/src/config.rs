@@ -4,7 +4,8 @@
 //! ```toml
 //! listen = "127.0.0.1:7700"
 //! metrics_listen = "127.0.0.1:7701"
-//! database = "davy.db"
+//! database = "davy.db"              # or postgres://USER@HOST/DATABASE, for several detectors
+//! policy_dir = "/etc/davy/policy"   # *.cedar, and settings.toml; without: the policy that ships
 //!
 //! [limits]
 //! hosts_max = 16384
@@ -36,8 +37,10 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Where `/metrics` is served. Port 0: any free one.
     pub metrics_listen: SocketAddr,
-    /// The SQLite file; it is made if absent, its directory is not.
-    pub database: PathBuf,
+    /// The SQLite file (it is made if absent, its directory is not), or the URL of a PostgreSQL database.
+    pub database: String,
+    /// Where the policies are, with `settings.toml`; none: what ships.
+    pub policy_dir: Option<PathBuf>,
     /// Bounds on what is kept.
     pub limits: LimitsConfig,
     /// Whose tokens are let in.
@@ -69,7 +72,8 @@ impl Default for Config {
         Self {
             listen: loopback(7700),
             metrics_listen: loopback(7701),
-            database: PathBuf::from("davy.db"),
+            database: "davy.db".to_owned(),
+            policy_dir: None,
             limits: LimitsConfig::default(),
             tokens: Vec::new(),
         }

@@ -14,17 +14,29 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::TcpListenerStream;
 
+use davy_decision::audit::Actor;
+
+use crate::account::attribute::Attribution;
+use crate::account::directory::{Directory, NoDirectory};
+use crate::action::driver::Driver;
+use crate::action::dry_run::DryRun;
 use crate::config::{Config, ConfigError};
+use crate::desk::{Desk, system_clock};
+use crate::engine::Engine;
 use crate::evidence::FRESH_NS;
 use crate::ingest::Ingest;
 use crate::ingest::live::Live;
 use crate::ingest::service::TelemetryService;
 use crate::inventory::InventoryService;
 use crate::metrics::Metrics;
-use crate::store::sqlite::Sqlite;
-use crate::store::{Evicted, Store, StoreError};
+use crate::policy::{Held, PolicyDirError, read_settings};
+use crate::store::{self, Evicted, Memory, Store, StoreError};
 use crate::unix_now_ns;
 
+/// How often changed policies are looked for.
+const RELOAD_INTERVAL: Duration = Duration::from_secs(5);
+/// How often the fleet's droplets are counted.
+const COUNT_INTERVAL: Duration = Duration::from_secs(30);
 /// How often what is old is removed.
 const EVICT_INTERVAL: Duration = Duration::from_secs(60);
 /// How long a connection may be silent before it is asked whether it lives, and how long it may take to answer:
@@ -42,6 +54,9 @@ pub enum StartError {
     /// The store is not usable.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The policies do not hold.
+    #[error(transparent)]
+    Policy(#[from] PolicyDirError),
     /// An address cannot be listened on.
     #[error("cannot listen on {address}: {source}; stop what uses it or give another {option}")]
     Listen {
@@ -63,12 +78,33 @@ pub struct Server {
     live: Live,
     stop: watch::Sender<bool>,
     tasks: Vec<JoinHandle<()>>,
-    store: Arc<dyn Store>,
+    /// Where records are changed.
+    pub desk: Desk,
+    store: Arc<dyn Memory>,
+}
+
+/// The provider's side: where facts come from, and where actions go.
+#[derive(Clone)]
+pub struct Provider {
+    /// Facts.
+    pub directory: Arc<dyn Directory>,
+    /// Actions.
+    pub driver: Arc<dyn Driver>,
+}
+
+impl Default for Provider {
+    /// No directory, and a dry run.
+    fn default() -> Self {
+        Self {
+            directory: Arc::new(NoDirectory),
+            driver: Arc::new(DryRun::default()),
+        }
+    }
 }
 
 #[derive(Clone)]
 struct Scrape {
-    store: Arc<dyn Store>,
+    store: Arc<dyn Memory>,
     metrics: Arc<Metrics>,
     live: Live,
 }
@@ -93,25 +129,51 @@ impl Server {
     /// # Errors
     /// [`StartError`], one sentence that says what to do.
     pub async fn start(config: Config) -> Result<Self, StartError> {
+        Self::start_with(config, Provider::default()).await
+    }
+
+    /// Starts a detector with another provider's side than the configuration's.
+    ///
+    /// # Errors
+    /// As [`Server::start`].
+    pub async fn start_with(config: Config, provider: Provider) -> Result<Self, StartError> {
         let limits = config.store_limits()?;
+        let policies = Arc::new(Held::open(config.policy_dir.clone())?);
+        let settings = match &config.policy_dir {
+            Some(dir) => read_settings(dir, davy_decision::settings::Settings::default())?,
+            None => davy_decision::settings::Settings::default(),
+        };
         // The addresses first: a second detector started by mistake then says so, whatever its database.
         let (grpc, grpc_addr) = listen(config.listen, "--listen").await?;
         let (http, metrics_addr) = listen(config.metrics_listen, "--metrics-listen").await?;
-        let database = config.database.clone();
-        let sqlite = tokio::task::spawn_blocking(move || Sqlite::open(&database, limits))
-            .await
-            .map_err(|error| StoreError::Failed {
-                what: "opening the database",
-                why: error.to_string(),
-            })??;
-        let store: Arc<dyn Store> = Arc::new(sqlite);
+        let store = store::open(&config.database, limits).await?;
+        let desk = Desk {
+            ledger: Arc::clone(&store) as _,
+            settings: Arc::new(settings),
+            clock: system_clock(),
+        };
+        keep_policies(&desk, &policies).await?;
         let (metrics, live) = (Arc::new(Metrics::new()), Live::default());
         let (stop, stopped) = watch::channel(false);
+        let engine = Arc::new(Engine {
+            desk: desk.clone(),
+            directory: Arc::clone(&provider.directory),
+            driver: provider.driver,
+            policies: Arc::clone(&policies),
+            metrics: Arc::clone(&metrics),
+        });
+        let attribution = Attribution::new(desk.clone(), provider.directory);
+        let telemetry = Arc::clone(&store) as Arc<dyn Store>;
         let tasks = vec![
             tokio::spawn(serve_grpc(
                 grpc,
-                Ingest::new(Arc::clone(&store), Arc::clone(&metrics), live.clone()),
-                InventoryService::new(Arc::clone(&store), Arc::clone(&metrics), live.clone()),
+                Ingest::new(
+                    Arc::clone(&telemetry),
+                    attribution,
+                    Arc::clone(&metrics),
+                    live.clone(),
+                ),
+                InventoryService::new(Arc::clone(&telemetry), Arc::clone(&metrics), live.clone()),
                 stopped.clone(),
             )),
             tokio::spawn(serve_metrics(
@@ -123,9 +185,24 @@ impl Server {
                 },
                 stopped.clone(),
             )),
-            tokio::spawn(evict_forever(Arc::clone(&store), metrics, stopped)),
+            tokio::spawn(engine.run(stopped.clone())),
+            tokio::spawn(reload_forever(
+                desk.clone(),
+                policies,
+                Arc::clone(&metrics),
+                stopped.clone(),
+            )),
+            tokio::spawn(count_forever(
+                desk.clone(),
+                Arc::clone(&telemetry),
+                stopped.clone(),
+            )),
+            tokio::spawn(evict_forever(telemetry, metrics, stopped)),
         ];
-        tracing::info!(database = %config.database.display(), "listening on http://{grpc_addr}");
+        tracing::info!(
+            database = config.database,
+            "listening on http://{grpc_addr}"
+        );
         tracing::info!("metrics on http://{metrics_addr}/metrics");
         Ok(Self {
             grpc_addr,
@@ -133,6 +210,7 @@ impl Server {
             live,
             stop,
             tasks,
+            desk,
             store,
         })
     }
@@ -143,9 +221,11 @@ impl Server {
             live,
             stop,
             tasks,
+            desk,
             store,
             ..
         } = self;
+        drop(desk);
         // Nobody may listen any more; then there is nothing to stop.
         let _ = stop.send(true);
         live.close();
@@ -172,7 +252,8 @@ impl Server {
     }
 }
 
-async fn stopping(mut stopped: watch::Receiver<bool>) {
+/// Ends when the server is to stop.
+pub(crate) async fn stopping(mut stopped: watch::Receiver<bool>) {
     // An error means the server was dropped without a shutdown: serve on.
     if stopped.wait_for(|stopped| *stopped).await.is_err() {
         std::future::pending::<()>().await;
@@ -232,6 +313,84 @@ async fn metrics(
         "application/openmetrics-text; version=1.0.0; charset=utf-8",
     )];
     (content, metrics.render(live.hosts(), tenants))
+}
+
+/// Keeps the text of the policies in force, so that what is decided under them can be replayed.
+async fn keep_policies(desk: &Desk, policies: &Held) -> Result<(), StoreError> {
+    let digest = policies.now().digest().to_owned();
+    desk.ledger.keep_policies(digest, policies.files()).await
+}
+
+/// Calls `work` every `interval` until the server stops.
+async fn every<F: Future<Output = ()>>(
+    interval: Duration,
+    stopped: watch::Receiver<bool>,
+    mut work: impl FnMut() -> F,
+) {
+    let mut ticks = tokio::time::interval(interval);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let stopping = stopping(stopped);
+    tokio::pin!(stopping);
+    loop {
+        tokio::select! {
+            () = &mut stopping => return,
+            _ = ticks.tick() => work().await,
+        }
+    }
+}
+
+async fn reload_forever(
+    desk: Desk,
+    policies: Arc<Held>,
+    metrics: Arc<Metrics>,
+    stopped: watch::Receiver<bool>,
+) {
+    every(RELOAD_INTERVAL, stopped, || async {
+        match policies.reload() {
+            Ok(false) => {}
+            Ok(true) => {
+                tracing::info!(
+                    digest = policies.now().digest(),
+                    "changed policies are in force"
+                );
+                if let Err(error) = keep_policies(&desk, &policies).await {
+                    tracing::error!(%error, "the text of the policies could not be kept");
+                }
+            }
+            Err(error) => {
+                metrics.policy_reload_failed();
+                tracing::error!(%error, "the changed policies do not hold; those in force stay");
+            }
+        }
+    })
+    .await;
+}
+
+/// The fleet's size is what is seen of it: the share that automation may act on is a share of that.
+async fn count_forever(desk: Desk, store: Arc<dyn Store>, stopped: watch::Receiver<bool>) {
+    every(COUNT_INTERVAL, stopped, || async {
+        let counted = store
+            .tenants_by_level(unix_now_ns().saturating_sub(FRESH_NS))
+            .await;
+        let counted = match counted {
+            Ok(counted) => counted.quiet + counted.suspect + counted.mining,
+            Err(error) => {
+                tracing::warn!(%error, "the fleet could not be counted");
+                return;
+            }
+        };
+        let change = move |fleet: &mut davy_decision::fleet::Fleet| {
+            fleet.droplets = counted;
+            Vec::new()
+        };
+        let held = desk.ledger.fleet().await.map(|fleet| fleet.droplets);
+        if !held.is_ok_and(|held| held == counted)
+            && let Err(error) = desk.change_fleet(Actor::Automation, Arc::new(change)).await
+        {
+            tracing::warn!(%error, "the fleet's size could not be kept");
+        }
+    })
+    .await;
 }
 
 async fn evict_forever(

@@ -59,20 +59,16 @@ pub struct Engine {
 
 impl Engine {
     /// Runs until `stopped`. An account that is being attended to is finished with first.
-    pub async fn run(self: Arc<Self>, mut stopped: watch::Receiver<bool>) {
+    pub async fn run(self: Arc<Self>, stopped: watch::Receiver<bool>) {
         let room = Arc::new(Semaphore::new(AT_ONCE));
         let busy: Arc<Mutex<HashSet<AccountId>>> = Arc::default();
         let mut looks = tokio::time::interval(LOOK_INTERVAL);
         looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let stopping = crate::server::stopping(stopped);
+        tokio::pin!(stopping);
         loop {
             tokio::select! {
-                gone = stopped.wait_for(|stopped| *stopped) => {
-                    if gone.is_ok() {
-                        break;
-                    }
-                    // Dropped without a shutdown: go on.
-                    looks.tick().await;
-                }
+                () = &mut stopping => break,
                 _ = looks.tick() => {}
             }
             let due = match self.desk.ledger.due(self.desk.now(), DUE_MAX).await {
