@@ -13,6 +13,11 @@
 //! history_per_tenant_max = 8640     # windows: a day at 10 s
 //! history_total_max = 2000000       # windows of all tenants: about 1 GB
 //! retention_hours = 168             # unseen tenants and hosts are removed after a week
+//!
+//! [[tokens]]                        # who may see and decide cases: see crate::people
+//! identity = "ann"
+//! kind = "person"
+//! sha256 = "…"                      # `davyctl token new ann` prints it
 //! ```
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -21,6 +26,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use crate::ingest::validate::TENANTS_MAX;
+use crate::people::{Gate, TokenConfig, TokenError};
 use crate::store::Limits;
 
 /// Everything `davy-detector serve` can be told.
@@ -37,6 +43,8 @@ pub struct Config {
     pub policy_dir: Option<PathBuf>,
     /// Bounds on what is kept.
     pub limits: LimitsConfig,
+    /// Whose tokens are let in.
+    pub tokens: Vec<TokenConfig>,
 }
 
 /// `[limits]`.
@@ -67,6 +75,7 @@ impl Default for Config {
             database: "davy.db".to_owned(),
             policy_dir: None,
             limits: LimitsConfig::default(),
+            tokens: Vec::new(),
         }
     }
 }
@@ -112,6 +121,9 @@ pub enum ConfigError {
         /// What it must be.
         range: String,
     },
+    /// A token's stanza cannot be used.
+    #[error(transparent)]
+    Token(#[from] TokenError),
 }
 
 impl Config {
@@ -137,6 +149,7 @@ impl Config {
             why: describe(&error, text),
         })?;
         config.store_limits()?;
+        Gate::new(&config.tokens)?;
         Ok(config)
     }
 

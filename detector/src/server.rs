@@ -8,11 +8,15 @@ use std::time::Duration;
 use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
-use davy_proto::v1::inventory_server::InventoryServer;
+use davy_proto::v1::{
+    automation_server::AutomationServer, cases_server::CasesServer,
+    inventory_server::InventoryServer, safety_service_server::SafetyServiceServer,
+};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::TcpListenerStream;
+use tonic::service::Routes;
 
 use davy_decision::audit::Actor;
 
@@ -20,6 +24,8 @@ use crate::account::attribute::Attribution;
 use crate::account::directory::{Directory, NoDirectory};
 use crate::action::driver::Driver;
 use crate::action::dry_run::DryRun;
+use crate::automation::AutomationService;
+use crate::case::service::CasesService;
 use crate::config::{Config, ConfigError};
 use crate::desk::{Desk, system_clock};
 use crate::engine::Engine;
@@ -29,7 +35,9 @@ use crate::ingest::live::Live;
 use crate::ingest::service::TelemetryService;
 use crate::inventory::InventoryService;
 use crate::metrics::Metrics;
+use crate::people::{Gate, TokenConfig};
 use crate::policy::{Held, PolicyDirError, read_settings};
+use crate::safety_service::Safeties;
 use crate::store::{self, Evicted, Memory, Store, StoreError};
 use crate::unix_now_ns;
 
@@ -162,8 +170,10 @@ impl Server {
             policies: Arc::clone(&policies),
             metrics: Arc::clone(&metrics),
         });
-        let attribution = Attribution::new(desk.clone(), provider.directory);
         let telemetry = Arc::clone(&store) as Arc<dyn Store>;
+        let directory = Arc::clone(&provider.directory);
+        let people = people(&desk, &telemetry, directory, &config.tokens)?;
+        let attribution = Attribution::new(desk.clone(), provider.directory);
         let tasks = vec![
             tokio::spawn(serve_grpc(
                 grpc,
@@ -174,6 +184,7 @@ impl Server {
                     live.clone(),
                 ),
                 InventoryService::new(Arc::clone(&telemetry), Arc::clone(&metrics), live.clone()),
+                people,
                 stopped.clone(),
             )),
             tokio::spawn(serve_metrics(
@@ -260,16 +271,41 @@ pub(crate) async fn stopping(mut stopped: watch::Receiver<bool>) {
     }
 }
 
+/// The services for people and for other automation of the provider's: with tokens only.
+fn people(
+    desk: &Desk,
+    store: &Arc<dyn Store>,
+    directory: Arc<dyn Directory>,
+    tokens: &[TokenConfig],
+) -> Result<Routes, ConfigError> {
+    let gate = Arc::new(Gate::new(tokens)?);
+    let cases = CasesService {
+        desk: desk.clone(),
+        store: Arc::clone(store),
+        gate: Arc::clone(&gate),
+    };
+    let automation = AutomationService {
+        desk: desk.clone(),
+        gate: Arc::clone(&gate),
+    };
+    let safeties = Safeties::new(desk.clone(), directory, gate);
+    Ok(Routes::new(CasesServer::new(cases))
+        .add_service(AutomationServer::new(automation))
+        .add_service(SafetyServiceServer::new(safeties)))
+}
+
 async fn serve_grpc(
     listener: TcpListener,
     ingest: Ingest,
     inventory: InventoryService,
+    people: Routes,
     stopped: watch::Receiver<bool>,
 ) {
     let served = tonic::transport::Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))
         .tcp_nodelay(true)
+        .add_routes(people)
         .add_service(TelemetryService::new(ingest))
         .add_service(InventoryServer::new(inventory))
         .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stopping(stopped))

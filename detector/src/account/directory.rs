@@ -148,10 +148,10 @@ pub(crate) fn lazy_channel(url: &str, timeout: Duration) -> Result<Channel, BadU
 #[tonic::async_trait]
 impl Directory for GrpcDirectory {
     async fn facts(&self, account: &AccountId) -> Result<Facts, DirectoryError> {
-        let request = v1::GetAccountRequest {
+        let request = v1::LookUpAccountRequest {
             account: account.to_string(),
         };
-        let answer = self.client.clone().get_account(request).await;
+        let answer = self.client.clone().look_up_account(request).await;
         let answer = match answer {
             Ok(answer) => answer.into_inner(),
             Err(status) if status.code() == Code::NotFound => {
