@@ -51,7 +51,7 @@ pub fn routes(intake: Intake, secret: Secret, clock: Clock) -> Router {
         })
 }
 
-fn refused(status: StatusCode, why: impl ToString) -> Response {
+fn refused(status: StatusCode, why: &dyn std::fmt::Display) -> Response {
     let body = serde_json::json!({ "error": why.to_string() });
     (status, Json(body)).into_response()
 }
@@ -62,7 +62,7 @@ async fn take(State(hook): State<Hook>, headers: HeaderMap, body: Bytes) -> Resp
         .secret
         .verify(header(TIMESTAMP), header(SIGNATURE), &body, (hook.clock)());
     if let Err(error) = signed {
-        return refused(StatusCode::UNAUTHORIZED, error);
+        return refused(StatusCode::UNAUTHORIZED, &error);
     }
     let Message {
         key,
@@ -74,15 +74,15 @@ async fn take(State(hook): State<Hook>, headers: HeaderMap, body: Bytes) -> Resp
         Err(error) => {
             let why =
                 format!("the body is no message: {error}; send key, account, channel and text");
-            return refused(StatusCode::BAD_REQUEST, why);
+            return refused(StatusCode::BAD_REQUEST, &why);
         }
     };
     match hook.intake.hear(key, &account, channel, text).await {
         Ok(Heard { is_new, case }) => {
             Json(serde_json::json!({ "new": is_new, "case": case })).into_response()
         }
-        Err(error @ HearError::Bad(_)) => refused(StatusCode::BAD_REQUEST, error),
-        Err(error @ HearError::Unknown(_)) => refused(StatusCode::NOT_FOUND, error),
-        Err(error @ HearError::Failed(_)) => refused(StatusCode::SERVICE_UNAVAILABLE, error),
+        Err(error @ HearError::Bad(_)) => refused(StatusCode::BAD_REQUEST, &error),
+        Err(error @ HearError::Unknown(_)) => refused(StatusCode::NOT_FOUND, &error),
+        Err(error @ HearError::Failed(_)) => refused(StatusCode::SERVICE_UNAVAILABLE, &error),
     }
 }
