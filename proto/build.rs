@@ -30,6 +30,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         [
             "davy/v1/telemetry.proto",
             "davy/v1/inventory.proto",
+            "davy/v1/accounts.proto",
+            "davy/v1/power_control.proto",
             "davy/v1/cases.proto",
         ],
         ["."],

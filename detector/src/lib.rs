@@ -28,6 +28,7 @@ pub mod people;
 pub mod policy;
 pub mod safety_service;
 pub mod server;
+pub mod signature;
 pub mod store;
 
 pub use config::Config;

@@ -148,6 +148,7 @@ fn store_status(error: &StoreError) -> Status {
         StoreError::Unusable { .. }
         | StoreError::Newer { .. }
         | StoreError::Failed { .. }
+        | StoreError::Unknown { .. }
         | StoreError::Closed => Status::unavailable(error.to_string()),
     }
 }

@@ -193,6 +193,16 @@ pub enum StoreError {
         /// The database's words.
         why: String,
     },
+    /// The connection was lost while committing: it may have been kept, or not.
+    #[error(
+        "{what}: the connection to the database was lost while committing ({why}), so whether it was kept is not known; look before asking again"
+    )]
+    Unknown {
+        /// The operation.
+        what: &'static str,
+        /// The connection's words.
+        why: String,
+    },
     /// The bound on hosts is reached.
     #[error("{hosts_max} hosts are known already, and no more are taken; raise limits.hosts_max")]
     TooManyHosts {

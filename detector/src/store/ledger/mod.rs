@@ -73,7 +73,7 @@ pub enum LedgerError {
     /// It refused; the sentence is for whoever asked.
     #[error(transparent)]
     Refused(#[from] Refusal),
-    /// The storage failed; nothing was kept.
+    /// The storage failed; nothing was kept, but for [`StoreError::Unknown`].
     #[error(transparent)]
     Store(#[from] StoreError),
 }

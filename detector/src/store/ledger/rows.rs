@@ -104,17 +104,22 @@ pub fn rows(
 ) -> Result<Rows, BadRecord> {
     let changes = before != after;
     let mut cases = Vec::new();
-    let was_locked = before.is_locked();
-    let locked = after.is_locked();
+    // A lock is of the last case: a new one takes it over from the one before it.
+    let locked_case = |dossier: &Dossier| {
+        let locked = dossier.case.as_ref().filter(|_| dossier.is_locked());
+        locked.map(|case| case.id.clone())
+    };
+    let (was_locked, is_locked) = (locked_case(before), locked_case(after));
     for case in after.recent_cases() {
-        let last = after.case.as_ref().is_some_and(|last| last.id == case.id);
-        let same = before.recent_cases().any(|held| held == case) && was_locked == locked;
+        let locked = is_locked.as_ref() == Some(&case.id);
+        let same = before.recent_cases().any(|held| held == case)
+            && locked == (was_locked.as_ref() == Some(&case.id));
         if !same {
             cases.push(CaseRow {
                 number: case.id.number,
                 opened_ms: ms(case.opened_at),
                 closed: case.is_closed(),
-                locked: last && locked,
+                locked,
                 body: write("a case", case)?,
             });
         }

@@ -6,55 +6,36 @@ use davy_decision::{
     account::{AccountId, DropletId},
     audit::{Actor, Chain, Entry, Note, ORIGIN},
     case::CaseId,
-    dossier::{Dossier, Refusal},
+    dossier::Dossier,
     fleet::Fleet,
     time::Time,
 };
-use tokio_postgres::{GenericClient, Transaction};
+use tokio_postgres::{Row, Transaction, types::ToSql};
 
-use super::{ATTEMPTS_MAX, Fault, Postgres, signed, unsigned};
+use super::{Fault, Postgres, signed, transact, unsigned};
 use crate::store::StoreError;
 use crate::store::ledger::{
     Change, Changed, Decision, FleetChange, GivenReason, Ledger, LedgerError, Reach, StoredCase,
     rows::{self, Rows, ms, read},
 };
 
-async fn fleet(client: &impl GenericClient, lock: bool) -> Result<Fleet, Fault> {
+async fn fleet(transaction: &Transaction<'_>, lock: bool) -> Result<Fleet, Fault> {
+    let mut sql = "SELECT body FROM fleet";
     if lock {
         // The row must be there to be locked.
         let body = rows::write("the fleet's record", &Fleet::default())?;
-        client
+        transaction
             .execute(
                 "INSERT INTO fleet (id, body) VALUES (1, $1) ON CONFLICT DO NOTHING",
                 &[&body],
             )
             .await?;
+        sql = "SELECT body FROM fleet FOR UPDATE";
     }
-    let sql = if lock {
-        "SELECT body FROM fleet FOR UPDATE"
-    } else {
-        "SELECT body FROM fleet"
-    };
-    Ok(match client.query_opt(sql, &[]).await? {
+    Ok(match transaction.query_opt(sql, &[]).await? {
         Some(row) => read("the fleet's record", row.get(0))?,
         None => Fleet::default(),
     })
-}
-
-async fn dossier(
-    client: &impl GenericClient,
-    account: &AccountId,
-    lock: bool,
-) -> Result<Option<Dossier>, Fault> {
-    let sql = if lock {
-        "SELECT body FROM accounts WHERE account = $1 FOR UPDATE"
-    } else {
-        "SELECT body FROM accounts WHERE account = $1"
-    };
-    let row = client.query_opt(sql, &[&account.as_str()]).await?;
-    Ok(row
-        .map(|row| read("an account's record", row.get(0)))
-        .transpose()?)
 }
 
 async fn run(
@@ -64,7 +45,7 @@ async fn run(
     actor: &Actor,
     at: Time,
     change: &Change,
-) -> Result<Result<Changed, Refusal>, Fault> {
+) -> Result<Changed, Fault> {
     let fleet_before = fleet(transaction, reach == Reach::Fleet).await?;
     // Made if absent, so that there is a row to lock: two that come at once must not both think it new.
     let empty = rows::write("an account's record", &Dossier::new(account.clone()))?;
@@ -74,18 +55,30 @@ async fn run(
             &[&account.as_str(), &empty],
         )
         .await?;
-    let before = dossier(transaction, account, true)
-        .await?
-        .unwrap_or_else(|| Dossier::new(account.clone()));
+    let sql = "SELECT body FROM accounts WHERE account = $1 FOR UPDATE";
+    let held = transaction.query_one(sql, &[&account.as_str()]).await?;
+    let before: Dossier = read("an account's record", held.get(0))?;
     let (mut after, mut fleet_after) = (before.clone(), fleet_before.clone());
-    let changed = match change(&mut after, &mut fleet_after) {
-        Ok(changed) => changed,
-        Err(refusal) => return Ok(Err(refusal)),
-    };
+    let changed = change(&mut after, &mut fleet_after).map_err(Fault::Refused)?;
     let fleets = (&fleet_before, &fleet_after);
     let rows = rows::rows((&before, &after), fleets, reach, &changed, actor, at)?;
     write(transaction, account, &rows).await?;
-    Ok(Ok(changed))
+    Ok(changed)
+}
+
+async fn run_fleet(
+    transaction: &Transaction<'_>,
+    actor: &Actor,
+    at: Time,
+    change: &FleetChange,
+) -> Result<(), Fault> {
+    let mut record = fleet(transaction, true).await?;
+    let events = change(&mut record);
+    let body = rows::write("the fleet's record", &record)?;
+    transaction
+        .execute("UPDATE fleet SET body = $1", &[&body])
+        .await?;
+    append(transaction, &rows::notes(None, &events, actor, at)?).await
 }
 
 async fn write(
@@ -131,7 +124,7 @@ async fn write(
         transaction
             .execute(
                 "INSERT INTO reasons (account, number, text) VALUES ($1, $2, $3)",
-                &[&id, &signed(*number), text],
+                &[&id, &signed(*number), &rows::write("a reason", text)?],
             )
             .await?;
     }
@@ -214,61 +207,20 @@ fn id(text: String) -> Result<AccountId, Fault> {
 }
 
 impl Postgres {
-    async fn try_change(
-        &self,
-        account: &AccountId,
-        reach: Reach,
-        actor: &Actor,
-        at: Time,
-        change: &Change,
-    ) -> Result<Result<Changed, Refusal>, Fault> {
-        let mut client = self.pool.get().await?;
-        let transaction = client.transaction().await?;
-        let changed = run(&transaction, account, reach, actor, at, change).await?;
-        if changed.is_ok() {
-            transaction.commit().await?;
-        } else {
-            transaction.rollback().await?;
-        }
-        Ok(changed)
-    }
-
-    async fn try_change_fleet(
-        &self,
-        actor: &Actor,
-        at: Time,
-        change: &FleetChange,
-    ) -> Result<(), Fault> {
-        let mut client = self.pool.get().await?;
-        let transaction = client.transaction().await?;
-        let mut record = fleet(&transaction, true).await?;
-        let events = change(&mut record);
-        let body = rows::write("the fleet's record", &record)?;
-        transaction
-            .execute("UPDATE fleet SET body = $1", &[&body])
-            .await?;
-        append(&transaction, &rows::notes(None, &events, actor, at)?).await?;
-        transaction.commit().await?;
-        Ok(())
-    }
-
     async fn query<T>(
         &self,
         what: &'static str,
         sql: &str,
-        params: &[&(dyn tokio_postgres::types::ToSql + Sync)],
-        row: impl Fn(&tokio_postgres::Row) -> Result<T, Fault>,
+        params: &[&(dyn ToSql + Sync)],
+        row: impl Fn(&Row) -> Result<T, Fault>,
     ) -> Result<Vec<T>, StoreError> {
-        let found = async {
-            let client = self.pool.get().await?;
-            let rows = client.query(sql, params).await?;
-            rows.iter().map(row).collect::<Result<Vec<T>, Fault>>()
-        };
-        found.await.map_err(|fault| fault.during(what))
+        let rows = self.select(sql, params).await;
+        let found = rows.and_then(|rows| rows.iter().map(row).collect());
+        found.map_err(|fault| fault.during(what))
     }
 }
 
-fn stored_case(row: &tokio_postgres::Row) -> Result<StoredCase, Fault> {
+fn stored_case(row: &Row) -> Result<StoredCase, Fault> {
     Ok(StoredCase {
         locked: row.get(0),
         case: read("a case", row.get(1))?,
@@ -285,14 +237,13 @@ impl Ledger for Postgres {
         at: Time,
         change: Change,
     ) -> Result<Changed, LedgerError> {
-        let mut attempt = 1;
-        loop {
-            match self.try_change(&account, reach, &actor, at, &change).await {
-                Ok(changed) => return Ok(changed?),
-                Err(fault) if fault.is_passing() && attempt < ATTEMPTS_MAX => attempt += 1,
-                Err(fault) => return Err(fault.during("changing an account's record").into()),
-            }
-        }
+        let changed = transact!(self, |transaction| {
+            run(&transaction, &account, reach, &actor, at, &change).await
+        });
+        changed.map_err(|fault| match fault {
+            Fault::Refused(refusal) => LedgerError::Refused(refusal),
+            fault => fault.during("changing an account's record").into(),
+        })
     }
 
     async fn change_fleet(
@@ -301,31 +252,29 @@ impl Ledger for Postgres {
         at: Time,
         change: FleetChange,
     ) -> Result<(), StoreError> {
-        let mut attempt = 1;
-        loop {
-            match self.try_change_fleet(&actor, at, &change).await {
-                Err(fault) if fault.is_passing() && attempt < ATTEMPTS_MAX => attempt += 1,
-                done => return done.map_err(|fault| fault.during("changing the fleet's record")),
-            }
-        }
+        let changed = transact!(self, |transaction| {
+            run_fleet(&transaction, &actor, at, &change).await
+        });
+        changed.map_err(|fault| fault.during("changing the fleet's record"))
     }
 
     async fn dossier(&self, account: AccountId) -> Result<Option<Dossier>, StoreError> {
-        let found = async {
-            let client = self.pool.get().await?;
-            dossier(&*client, &account, false).await
-        };
+        let sql = "SELECT body FROM accounts WHERE account = $1";
         let what = "reading an account's record";
-        found.await.map_err(|fault: Fault| fault.during(what))
+        let mut found = self
+            .query(what, sql, &[&account.as_str()], |row| {
+                Ok(read("an account's record", row.get(0))?)
+            })
+            .await?;
+        Ok(found.pop())
     }
 
     async fn fleet(&self) -> Result<Fleet, StoreError> {
-        let found = async {
-            let client = self.pool.get().await?;
-            fleet(&*client, false).await
-        };
         let what = "reading the fleet's record";
-        found.await.map_err(|fault: Fault| fault.during(what))
+        let found = self.query(what, "SELECT body FROM fleet", &[], |row| {
+            Ok(read("the fleet's record", row.get(0))?)
+        });
+        Ok(found.await?.pop().unwrap_or_default())
     }
 
     async fn due(&self, at: Time, rows_max: u64) -> Result<Vec<AccountId>, StoreError> {
@@ -364,7 +313,7 @@ impl Ledger for Postgres {
     }
 
     async fn cases(&self, closed: bool, rows_max: u64) -> Result<Vec<StoredCase>, StoreError> {
-        let sql = "SELECT locked, body FROM cases WHERE NOT closed OR $1 ORDER BY opened_ms DESC LIMIT $2";
+        let sql = "SELECT locked, body FROM cases WHERE NOT closed OR $1 ORDER BY opened_ms DESC, account, number DESC LIMIT $2";
         self.query(
             "listing cases",
             sql,
@@ -418,7 +367,7 @@ impl Ledger for Postgres {
                 account: id(row.get(0))?,
                 number: unsigned(row.get(1)),
             };
-            let reason = rows::reason(row.get(2))?;
+            let reason = rows::reason(read("a reason", row.get(2))?)?;
             Ok(GivenReason { case, reason })
         })
         .await
@@ -431,9 +380,11 @@ impl Ledger for Postgres {
     ) -> Result<(), StoreError> {
         let kept = async {
             let files = rows::write("policies", &files)?;
-            let client = self.pool.get().await?;
             let sql = "INSERT INTO policies (digest, files) VALUES ($1, $2) ON CONFLICT DO NOTHING";
-            client.execute(sql, &[&digest, &files]).await?;
+            transact!(self, |transaction| {
+                let kept = transaction.execute(sql, &[&digest, &files]).await;
+                kept.map_err(Fault::Sql)
+            })?;
             Ok(())
         };
         kept.await

@@ -1,11 +1,12 @@
 //! The PostgreSQL schema and its migrations, numbered by the table `davy_schema`.
 //!
 //! A migration is only ever added. A database of a higher version is refused, as is one with tables that are not Davy's. Columns are
-//! as in SQLite; JSON is text, because its bytes must come back as they were written.
+//! as in SQLite; JSON is text, because its bytes must come back as they were written. `reasons.text` is a JSON string: a text of
+//! PostgreSQL's cannot hold every character that a person's can (no NUL).
 
 use tokio_postgres::Client;
 
-use super::{Fault, words};
+use super::{Fault, commit};
 use crate::store::StoreError;
 
 /// An advisory lock's key: "Davy" in ASCII. Two detectors started at once must not both migrate.
@@ -106,19 +107,29 @@ pub(super) async fn migrate(client: &mut Client, shown: &str) -> Result<(), Stor
     let outcome = try_migrate(client, shown).await;
     outcome.map_err(|fault| match fault {
         Fault::Store(error) => error,
-        Fault::Sql(error) => StoreError::Unusable {
+        fault => StoreError::Unusable {
             path: shown.to_owned(),
-            why: words(&error),
-        },
-        Fault::Record(error) => StoreError::Unusable {
-            path: shown.to_owned(),
-            why: error.to_string(),
+            why: fault.during("bringing its schema up to date").to_string(),
         },
     })
 }
 
 async fn try_migrate(client: &mut Client, shown: &str) -> Result<(), Fault> {
     let transaction = client.transaction().await?;
+    // A migration takes as long as it takes, and whoever starts meanwhile waits for it.
+    transaction
+        .batch_execute("SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0")
+        .await?;
+    let encoding: String = transaction
+        .query_one("SELECT current_setting('server_encoding')", &[])
+        .await?
+        .get(0);
+    if encoding != "UTF8" {
+        return Err(Fault::Store(StoreError::Unusable {
+            path: shown.to_owned(),
+            why: format!("its encoding is {encoding}; make one with ENCODING 'UTF8'"),
+        }));
+    }
     transaction
         .execute("SELECT pg_advisory_xact_lock($1)", &[&LOCK])
         .await?;
@@ -129,7 +140,7 @@ async fn try_migrate(client: &mut Client, shown: &str) -> Result<(), Fault> {
     let known = i64::try_from(MIGRATIONS.len()).unwrap_or(i64::MAX);
     let found: i64 = if ours.is_some() {
         transaction
-            .query_one("SELECT max(version) FROM davy_schema", &[])
+            .query_one("SELECT coalesce(max(version), 0) FROM davy_schema", &[])
             .await?
             .get(0)
     } else {
@@ -163,6 +174,5 @@ async fn try_migrate(client: &mut Client, shown: &str) -> Result<(), Fault> {
             .execute("INSERT INTO davy_schema (version) VALUES ($1)", &[&known])
             .await?;
     }
-    transaction.commit().await?;
-    Ok(())
+    commit(transaction).await
 }

@@ -1,13 +1,19 @@
 //! Hosts, tenants and their history in PostgreSQL: see [`crate::store`].
 //!
-//! The bound on the history of all tenants is kept by [`Store::evict`], so it may be exceeded for as long as that does not run.
+//! Whoever changes a tenant or its history has its host's row locked; several hosts are locked in the order of their ids.
+//!
+//! The bound on the history of all tenants is kept in a transaction of its own, after a window is stored: it may be exceeded by a
+//! thousandth, so that not every window pays for it. Several detectors count each what they store themselves, and all of it at
+//! every [`Store::evict`]: in between the bound may be exceeded by what the others stored.
+
+use std::sync::atomic::Ordering;
 
 use davy_evidence::Level;
 use davy_proto::v1;
 use prost::Message;
-use tokio_postgres::{Row, Transaction};
+use tokio_postgres::{GenericClient, Row, Transaction, types::ToSql};
 
-use super::{Fault, Postgres, signed, unsigned};
+use super::{Fault, Postgres, signed, transact, unsigned};
 use crate::evidence::{FRESH_NS, Judged, Planned, Standing, level_of_rank, rank, since};
 use crate::ingest::sequence::{Step, step};
 use crate::metrics::TenantsByLevel;
@@ -18,6 +24,30 @@ use crate::store::{
 
 const TENANT_COLUMNS: &str = "hosts.name, current, first_seen_unix_ns, tenants.last_seen_unix_ns, verdict_since_unix_ns, \
      window_ns, planned";
+
+/// Keys of advisory locks: "Dav1", "Dav2" in ASCII.
+const HOSTS_LOCK: i64 = 0x4461_7631;
+const HISTORY_LOCK: i64 = 0x4461_7632;
+/// By which part of itself the bound on all history may be exceeded.
+const HISTORY_SLACK: u64 = 1_000;
+
+/// Rows of `history`.
+pub(super) async fn count_history(client: &impl GenericClient) -> Result<i64, Fault> {
+    let sql = "SELECT coalesce(sum(history_entries), 0)::bigint FROM tenants";
+    Ok(client.query_one(sql, &[]).await?.get(0))
+}
+
+/// Waits for a lock that holds until the transaction ends.
+async fn lock(transaction: &Transaction<'_>, key: i64) -> Result<(), Fault> {
+    let sql = "SELECT pg_advisory_xact_lock($1)";
+    transaction.execute(sql, &[&key]).await?;
+    Ok(())
+}
+
+/// Whether a text can be stored at all: PostgreSQL's have no NUL, and nothing that ingest takes has one.
+fn is_storable(text: &str) -> bool {
+    !text.contains('\0')
+}
 
 fn decoded<M: Message + Default>(row: &Row, column: usize) -> Result<M, Fault> {
     let bytes: &[u8] = row.get(column);
@@ -55,10 +85,12 @@ async fn open(
     now_unix_ns: u64,
 ) -> Result<Opened, Fault> {
     let now = signed(now_unix_ns);
-    let known = transaction
-        .query_opt("SELECT id FROM hosts WHERE name = $1", &[&hello.host])
-        .await?;
-    if known.is_none() {
+    let sql = "SELECT id FROM hosts WHERE name = $1";
+    if transaction.query_opt(sql, &[&hello.host]).await?.is_none() {
+        // New hosts come one at a time: two must not both be the last that fits.
+        lock(transaction, HOSTS_LOCK).await?;
+    }
+    if transaction.query_opt(sql, &[&hello.host]).await?.is_none() {
         let hosts: i64 = transaction
             .query_one("SELECT count(*) FROM hosts", &[])
             .await?
@@ -139,16 +171,17 @@ async fn set_sequence(
     Ok(())
 }
 
+/// What became of it, and by how much all history grew.
 async fn record(
     transaction: &Transaction<'_>,
     limits: &crate::store::Limits,
     record: &Record,
-) -> Result<Recorded, Fault> {
+) -> Result<(Recorded, i64), Fault> {
     let (host_id, last_sequence) = instance(transaction, &record.host, &record.instance).await?;
     let missing = match step(last_sequence, record.sequence, record.lost_windows) {
         Step::Next { missing } => missing,
-        Step::Duplicate => return Ok(Recorded::Duplicate { last_sequence }),
-        Step::Absurd => return Ok(Recorded::Absurd { last_sequence }),
+        Step::Duplicate => return Ok((Recorded::Duplicate { last_sequence }, 0)),
+        Step::Absurd => return Ok((Recorded::Absurd { last_sequence }, 0)),
     };
     set_sequence(transaction, host_id, &record.instance, record.sequence).await?;
     let sensors = v1::Window {
@@ -163,29 +196,28 @@ async fn record(
             &[&host_id, &signed(missing), &signed(record.received_unix_ns), &sensors],
         )
         .await?;
-    let mut evicted = Evicted::default();
+    let mut pushed_out = 0;
     for tenant in &record.tenants {
-        let removed = store_tenant(
-            transaction,
-            limits.history_per_tenant_max,
-            host_id,
-            record,
-            tenant,
-        )
-        .await?;
-        evicted.history += removed;
+        let per_tenant_max = limits.history_per_tenant_max;
+        pushed_out += store_tenant(transaction, per_tenant_max, host_id, record, tenant).await?;
     }
     // Those of the window just stored last, even if the host's clock was set back.
     let sql = "DELETE FROM tenants WHERE id IN (SELECT id FROM tenants WHERE host_id = $1
-             ORDER BY last_seen_unix_ns = $3 DESC, last_seen_unix_ns DESC, id DESC OFFSET $2)";
-    let params = (
+             ORDER BY last_seen_unix_ns = $3 DESC, last_seen_unix_ns DESC, id DESC OFFSET $2) RETURNING history_entries";
+    let (most, end) = (
         signed(limits.tenants_per_host_max),
         signed(record.end_unix_ns),
     );
-    evicted.tenants = transaction
-        .execute(sql, &[&host_id, &params.0, &params.1])
-        .await?;
-    Ok(Recorded::Stored { missing, evicted })
+    let removed = transaction.query(sql, &[&host_id, &most, &end]).await?;
+    let went_along: i64 = removed.iter().map(|row| row.get::<_, i64>(0)).sum();
+    let evicted = Evicted {
+        history: pushed_out,
+        tenants: u64::try_from(removed.len()).unwrap_or(u64::MAX),
+        hosts: 0,
+    };
+    let stored = i64::try_from(record.tenants.len()).unwrap_or(i64::MAX);
+    let grown = stored - signed(pushed_out) - went_along;
+    Ok((Recorded::Stored { missing, evicted }, grown))
 }
 
 /// How many history entries its arrival pushed out.
@@ -259,34 +291,62 @@ async fn store_tenant(
 
 async fn evict(
     transaction: &Transaction<'_>,
-    limits: &crate::store::Limits,
+    retention_ns: u64,
     now_unix_ns: u64,
 ) -> Result<Evicted, Fault> {
-    let unseen_since = signed(now_unix_ns.saturating_sub(limits.retention_ns));
-    let sql = "DELETE FROM tenants WHERE id IN (SELECT id FROM tenants WHERE last_seen_unix_ns < $1
-             ORDER BY last_seen_unix_ns LIMIT $2)";
+    let unseen_since = signed(now_unix_ns.saturating_sub(retention_ns));
+    // One that is seen meanwhile is looked at again once its host is locked, and stays.
+    let sql = "SELECT id FROM hosts WHERE last_seen_unix_ns < $1 OR id IN
+             (SELECT host_id FROM tenants WHERE last_seen_unix_ns < $1 ORDER BY last_seen_unix_ns LIMIT $2)
+         ORDER BY id FOR UPDATE";
+    let most = signed(EVICT_TENANTS_MAX);
+    let locked = transaction.query(sql, &[&unseen_since, &most]).await?;
+    let locked: Vec<i64> = locked.iter().map(|row| row.get(0)).collect();
+    let sql = "DELETE FROM tenants WHERE id IN (SELECT id FROM tenants
+             WHERE last_seen_unix_ns < $1 AND host_id = ANY ($3) ORDER BY last_seen_unix_ns LIMIT $2)";
     let tenants = transaction
-        .execute(sql, &[&unseen_since, &signed(EVICT_TENANTS_MAX)])
+        .execute(sql, &[&unseen_since, &most, &locked])
         .await?;
-    let sql = "DELETE FROM hosts WHERE last_seen_unix_ns < $1 AND NOT EXISTS (SELECT 1 FROM tenants WHERE host_id = hosts.id)";
-    let hosts = transaction.execute(sql, &[&unseen_since]).await?;
-    let sql = "SELECT coalesce(sum(history_entries), 0)::bigint FROM tenants";
-    let entries = unsigned(transaction.query_one(sql, &[]).await?.get(0));
-    let excess = entries.saturating_sub(limits.history_total_max);
-    let history = if excess == 0 {
-        0
-    } else {
-        let sql = "WITH gone AS (DELETE FROM history WHERE id IN (SELECT id FROM history ORDER BY id LIMIT $1) RETURNING tenant_id),
-                 counted AS (SELECT tenant_id, count(*) AS entries FROM gone GROUP BY tenant_id)
-             UPDATE tenants SET history_entries = history_entries - entries FROM counted WHERE tenants.id = tenant_id";
-        transaction.execute(sql, &[&signed(excess)]).await?;
-        excess
-    };
+    let sql = "DELETE FROM hosts WHERE last_seen_unix_ns < $1 AND id = ANY ($2)
+         AND NOT EXISTS (SELECT 1 FROM tenants WHERE host_id = hosts.id)";
+    let hosts = transaction.execute(sql, &[&unseen_since, &locked]).await?;
     Ok(Evicted {
-        history,
+        history: 0,
         tenants,
         hosts,
     })
+}
+
+/// Removes the earliest stored entries of all tenants: `excess`, or (if it is not given) all above `most`. Returns how many there
+/// were, and how many are left if they were counted.
+async fn trim(
+    transaction: &Transaction<'_>,
+    excess: Option<u64>,
+    most: u64,
+) -> Result<(u64, Option<i64>), Fault> {
+    // One at a time: two must not remove the same excess twice.
+    lock(transaction, HISTORY_LOCK).await?;
+    let counted = match excess {
+        Some(_) => None,
+        None => Some(count_history(transaction).await?),
+    };
+    let excess =
+        excess.unwrap_or_else(|| unsigned(counted.unwrap_or_default()).saturating_sub(most));
+    if excess == 0 {
+        return Ok((0, counted));
+    }
+    let excess = signed(excess);
+    let sql = "SELECT id FROM hosts WHERE id IN (SELECT host_id FROM tenants WHERE id IN
+             (SELECT tenant_id FROM history ORDER BY history.id LIMIT $1)) ORDER BY id FOR UPDATE";
+    let locked = transaction.query(sql, &[&excess]).await?;
+    let locked: Vec<i64> = locked.iter().map(|row| row.get(0)).collect();
+    let sql = "WITH gone AS (DELETE FROM history WHERE id IN (SELECT id FROM history ORDER BY id LIMIT $1)
+                 AND tenant_id IN (SELECT id FROM tenants WHERE host_id = ANY ($2)) RETURNING tenant_id),
+             counted AS (SELECT tenant_id, count(*) AS entries FROM gone GROUP BY tenant_id),
+             noted AS (UPDATE tenants SET history_entries = history_entries - entries FROM counted WHERE tenants.id = tenant_id)
+         SELECT count(*) FROM gone";
+    let removed: i64 = (transaction.query_one(sql, &[&excess, &locked]).await?).get(0);
+    Ok((unsigned(removed), counted.map(|counted| counted - removed)))
 }
 
 impl Postgres {
@@ -294,47 +354,65 @@ impl Postgres {
         &self,
         what: &'static str,
         condition: &str,
-        params: &[&(dyn tokio_postgres::types::ToSql + Sync)],
+        (host, text): (&str, &str),
+        params: &[&(dyn ToSql + Sync)],
     ) -> Result<Vec<Tenant>, StoreError> {
+        if !is_storable(host) || !is_storable(text) {
+            return Ok(Vec::new());
+        }
         let sql = format!(
             "SELECT {TENANT_COLUMNS} FROM tenants JOIN hosts ON hosts.id = host_id
              WHERE ($1 = '' OR hosts.name = $1) AND {condition} ORDER BY hosts.name COLLATE \"C\", key COLLATE \"C\" LIMIT $3"
         );
-        let found = async {
-            let client = self.pool.get().await?;
-            let rows = client.query(&sql, params).await?;
-            rows.iter().map(tenant).collect::<Result<Vec<_>, Fault>>()
-        };
-        found.await.map_err(|fault| fault.during(what))
+        let rows = self.select(&sql, params).await;
+        let found = rows.and_then(|rows| rows.iter().map(tenant).collect());
+        found.map_err(|fault| fault.during(what))
     }
-}
 
-/// Runs `work` in a transaction.
-macro_rules! transact {
-    ($store:expr, $what:expr, |$transaction:ident| $work:expr) => {{
-        let done = async {
-            let mut client = $store.pool.get().await?;
-            let $transaction = client.transaction().await?;
-            let value = $work?;
-            $transaction.commit().await?;
-            Ok(value)
-        };
-        done.await.map_err(|fault: Fault| fault.during($what))
-    }};
+    /// Keeps the bound on all history, as far as this detector has counted; how many entries that removed.
+    async fn bound_history(&self) -> u64 {
+        let most = self.limits.history_total_max;
+        let excess = unsigned(self.history_entries.load(Ordering::Relaxed)).saturating_sub(most);
+        if excess <= most / HISTORY_SLACK {
+            return 0;
+        }
+        let trimmed = transact!(self, |transaction| {
+            trim(&transaction, Some(excess), most).await
+        });
+        match trimmed {
+            Ok((removed, _)) => {
+                self.history_entries
+                    .fetch_sub(signed(removed), Ordering::Relaxed);
+                removed
+            }
+            Err(fault) => {
+                let error = fault.during("removing the earliest history");
+                tracing::warn!(%error, "the bound on history is exceeded until the next window");
+                0
+            }
+        }
+    }
 }
 
 #[tonic::async_trait]
 impl Store for Postgres {
     async fn open(&self, hello: v1::Hello, now_unix_ns: u64) -> Result<Opened, StoreError> {
-        transact!(self, "noting an agent's connection", |transaction| {
+        let opened = transact!(self, |transaction| {
             open(&transaction, self.limits.hosts_max, &hello, now_unix_ns).await
-        })
+        });
+        opened.map_err(|fault| fault.during("noting an agent's connection"))
     }
 
     async fn record(&self, window: Record) -> Result<Recorded, StoreError> {
-        transact!(self, "storing a window", |transaction| {
+        let done = transact!(self, |transaction| {
             record(&transaction, &self.limits, &window).await
-        })
+        });
+        let (mut recorded, grown) = done.map_err(|fault| fault.during("storing a window"))?;
+        self.history_entries.fetch_add(grown, Ordering::Relaxed);
+        if let Recorded::Stored { evicted, .. } = &mut recorded {
+            evicted.history += self.bound_history().await;
+        }
+        Ok(recorded)
     }
 
     async fn settle(
@@ -344,15 +422,27 @@ impl Store for Postgres {
         sequence: u64,
         lost_windows: u64,
     ) -> Result<u64, StoreError> {
-        transact!(self, "noting a rejected window", |transaction| {
+        let settled = transact!(self, |transaction| {
             settle(&transaction, &host, &name, sequence, lost_windows).await
-        })
+        });
+        settled.map_err(|fault| fault.during("noting a rejected window"))
     }
 
     async fn evict(&self, now_unix_ns: u64) -> Result<Evicted, StoreError> {
-        transact!(self, "removing what is old", |transaction| {
-            evict(&transaction, &self.limits, now_unix_ns).await
-        })
+        let what = "removing what is old";
+        let evicted = transact!(self, |transaction| {
+            evict(&transaction, self.limits.retention_ns, now_unix_ns).await
+        });
+        let mut evicted = evicted.map_err(|fault| fault.during(what))?;
+        let trimmed = transact!(self, |transaction| {
+            trim(&transaction, None, self.limits.history_total_max).await
+        });
+        let (removed, left) = trimmed.map_err(|fault| fault.during(what))?;
+        if let Some(left) = left {
+            self.history_entries.store(left, Ordering::Relaxed);
+        }
+        evicted.history = removed;
+        Ok(evicted)
     }
 
     async fn tenants(&self, host: String, at_least_rank: i64) -> Result<Vec<Tenant>, StoreError> {
@@ -361,6 +451,7 @@ impl Store for Postgres {
             .tenants_where(
                 "listing tenants",
                 "level >= $2",
+                (&host, ""),
                 &[&host, &params.0, &params.1],
             )
             .await?;
@@ -382,7 +473,12 @@ impl Store for Postgres {
         ] {
             let params = signed(rows_max);
             let found = self
-                .tenants_where("finding a tenant", condition, &[&host, &text, &params])
+                .tenants_where(
+                    "finding a tenant",
+                    condition,
+                    (&host, &text),
+                    &[&host, &text, &params],
+                )
                 .await?;
             if !found.is_empty() {
                 return Ok(found);
@@ -397,75 +493,66 @@ impl Store for Postgres {
         key: String,
         rows_max: u64,
     ) -> Result<Vec<v1::HistoryEntry>, StoreError> {
-        let found = async {
-            let client = self.pool.get().await?;
-            let sql = "SELECT start_unix_ns, end_unix_ns, body FROM history WHERE tenant_id =
-                     (SELECT tenants.id FROM tenants JOIN hosts ON hosts.id = host_id WHERE hosts.name = $1 AND key = $2)
-                 ORDER BY id DESC LIMIT $3";
-            let rows = client.query(sql, &[&host, &key, &signed(rows_max)]).await?;
-            (rows.iter())
-                .map(|row| {
-                    Ok(v1::HistoryEntry {
-                        start_unix_ns: unsigned(row.get(0)),
-                        end_unix_ns: unsigned(row.get(1)),
-                        window: Some(decoded(row, 2)?),
-                    })
-                })
-                .collect::<Result<Vec<_>, Fault>>()
+        if !is_storable(&host) || !is_storable(&key) {
+            return Ok(Vec::new());
+        }
+        let sql = "SELECT start_unix_ns, end_unix_ns, body FROM history WHERE tenant_id =
+                 (SELECT tenants.id FROM tenants JOIN hosts ON hosts.id = host_id WHERE hosts.name = $1 AND key = $2)
+             ORDER BY id DESC LIMIT $3";
+        let rows = (self.select(sql, &[&host, &key, &signed(rows_max)])).await;
+        let entry = |row: &Row| {
+            Ok(v1::HistoryEntry {
+                start_unix_ns: unsigned(row.get(0)),
+                end_unix_ns: unsigned(row.get(1)),
+                window: Some(decoded(row, 2)?),
+            })
         };
-        found.await.map_err(|fault| fault.during("reading history"))
+        let found: Result<_, Fault> = rows.and_then(|rows| rows.iter().map(entry).collect());
+        found.map_err(|fault| fault.during("reading history"))
     }
 
     async fn hosts(&self) -> Result<Vec<Host>, StoreError> {
-        let found = async {
-            let client = self.pool.get().await?;
-            let sql = "SELECT name, hosts.instance, coalesce(last_sequence, 0), windows, lost_windows, last_seen_unix_ns,
-                     agent_version, kernel_release, sensors
-                 FROM hosts LEFT JOIN instances ON host_id = id AND instances.instance = hosts.instance ORDER BY name COLLATE \"C\"";
-            let rows = client.query(sql, &[]).await?;
-            (rows.iter())
-                .map(|row| {
-                    Ok(Host {
-                        name: row.get(0),
-                        instance: row.get(1),
-                        last_sequence: unsigned(row.get(2)),
-                        windows: unsigned(row.get(3)),
-                        lost_windows: unsigned(row.get(4)),
-                        last_seen_unix_ns: unsigned(row.get(5)),
-                        agent_version: row.get(6),
-                        kernel_release: row.get(7),
-                        sensors: decoded::<v1::Window>(row, 8)?.sensors,
-                    })
-                })
-                .collect::<Result<Vec<_>, Fault>>()
-        };
-        found.await.map_err(|fault| fault.during("listing hosts"))
+        let sql = "SELECT name, hosts.instance, coalesce(last_sequence, 0), windows, lost_windows, last_seen_unix_ns,
+                 agent_version, kernel_release, sensors
+             FROM hosts LEFT JOIN instances ON host_id = id AND instances.instance = hosts.instance ORDER BY name COLLATE \"C\"";
+        let rows = self.select(sql, &[]).await;
+        let found = rows.and_then(|rows| rows.iter().map(host).collect());
+        found.map_err(|fault| fault.during("listing hosts"))
     }
 
     async fn tenants_by_level(
         &self,
         seen_since_unix_ns: u64,
     ) -> Result<TenantsByLevel, StoreError> {
-        let found = async {
-            let client = self.pool.get().await?;
-            let sql =
-                "SELECT level, count(*) FROM tenants WHERE last_seen_unix_ns >= $1 GROUP BY level";
-            let mut counts = TenantsByLevel::default();
-            for row in client.query(sql, &[&signed(seen_since_unix_ns)]).await? {
-                let count = unsigned(row.get(1));
-                match level_of_rank(row.get(0)) {
-                    Some(Level::Quiet) => counts.quiet = count,
-                    Some(Level::Suspect) => counts.suspect = count,
-                    Some(Level::Mining) => counts.mining = count,
-                    None => {}
-                }
+        let sql =
+            "SELECT level, count(*) FROM tenants WHERE last_seen_unix_ns >= $1 GROUP BY level";
+        let rows = self.select(sql, &[&signed(seen_since_unix_ns)]).await;
+        let mut counts = TenantsByLevel::default();
+        for row in rows.map_err(|fault| fault.during("counting tenants"))? {
+            let count = unsigned(row.get(1));
+            match level_of_rank(row.get(0)) {
+                Some(Level::Quiet) => counts.quiet = count,
+                Some(Level::Suspect) => counts.suspect = count,
+                Some(Level::Mining) => counts.mining = count,
+                None => {}
             }
-            Ok(counts)
-        };
-        found
-            .await
-            .map_err(|fault: Fault| fault.during("counting tenants"))
+        }
+        Ok(counts)
     }
+}
+
+fn host(row: &Row) -> Result<Host, Fault> {
+    Ok(Host {
+        name: row.get(0),
+        instance: row.get(1),
+        last_sequence: unsigned(row.get(2)),
+        windows: unsigned(row.get(3)),
+        lost_windows: unsigned(row.get(4)),
+        last_seen_unix_ns: unsigned(row.get(5)),
+        agent_version: row.get(6),
+        kernel_release: row.get(7),
+        sensors: decoded::<v1::Window>(row, 8)?.sensors,
+    })
 }
 
 async fn settle(

@@ -297,7 +297,7 @@ impl Ledger for Sqlite {
 
     async fn cases(&self, closed: bool, rows_max: u64) -> Result<Vec<StoredCase>, StoreError> {
         self.read("listing cases", move |connection| {
-            let sql = "SELECT locked, body FROM cases WHERE closed <= ?1 ORDER BY opened_ms DESC LIMIT ?2";
+            let sql = "SELECT locked, body FROM cases WHERE closed <= ?1 ORDER BY opened_ms DESC, account, number DESC LIMIT ?2";
             let found = all(connection, sql, params![closed, signed(rows_max)], |row| {
                 Ok((row.get(0)?, row.get(1)?))
             })?;

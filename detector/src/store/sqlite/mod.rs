@@ -250,6 +250,14 @@ fn write_batch(
         answers.push(answer);
         if failed {
             *recount = true;
+            // A full disk, among others, may have rolled back all of the transaction and not this operation alone
+            // (<https://sqlite.org/lang_transaction.html>): nothing may be done outside it, and nobody be told of success.
+            if savepoint.is_autocommit() {
+                return Err(rusqlite::Error::SqliteFailure(
+                    rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_ABORT_ROLLBACK),
+                    Some("one operation's failure undid the whole transaction".to_owned()),
+                ));
+            }
         } else {
             savepoint.commit()?;
         }
