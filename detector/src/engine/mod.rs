@@ -20,6 +20,7 @@ use davy_decision::{
     action::Parcel,
     audit::Actor,
     dossier::{Errand, Event},
+    time::Time,
 };
 use tokio::sync::{Semaphore, watch};
 
@@ -183,9 +184,12 @@ impl Engine {
     async fn run_errand(&self, account: &AccountId, errand: Errand) -> Result<(), LedgerError> {
         match errand {
             Errand::FreeBudget => self.free_budget(account).await,
-            Errand::Query(parcel) => {
+            Errand::Query {
+                parcel,
+                released_at,
+            } => {
                 let answer = self.driver.query(&parcel.to_string()).await;
-                self.learn(account, parcel, answer).await
+                self.learn(account, parcel, released_at, answer).await
             }
             Errand::Release { parcel, with_facts } => {
                 let fresh = if with_facts {
@@ -206,7 +210,8 @@ impl Engine {
                 };
                 let answer = self.driver.perform(&order).await;
                 fault::point("delivered");
-                self.learn(account, parcel, answer).await?;
+                self.learn(account, parcel, order.released_at, answer)
+                    .await?;
                 fault::point("learnt");
                 Ok(())
             }
@@ -261,6 +266,7 @@ impl Engine {
         &self,
         account: &AccountId,
         parcel: Parcel,
+        released_at: Time,
         answer: Answer,
     ) -> Result<(), LedgerError> {
         let Answer { outcome, detail } = answer;
@@ -271,7 +277,9 @@ impl Engine {
             .act(
                 account.clone(),
                 Actor::Automation,
-                move |dossier, settings, at| dossier.learn(&parcel, outcome.clone(), settings, at),
+                move |dossier, settings, at| {
+                    dossier.learn(&parcel, released_at, outcome.clone(), settings, at)
+                },
             )
             .await;
         match learnt {
