@@ -307,8 +307,13 @@ impl State {
     #[must_use]
     pub const fn released_at(&self) -> Option<Time> {
         match self {
-            Self::Released { at } | Self::Doubtful { released_at: at, .. } => Some(*at),
-            Self::Planned | Self::Done { .. } | Self::Refused { .. } | Self::Withheld { .. } => None,
+            Self::Released { at }
+            | Self::Doubtful {
+                released_at: at, ..
+            } => Some(*at),
+            Self::Planned | Self::Done { .. } | Self::Refused { .. } | Self::Withheld { .. } => {
+                None
+            }
         }
     }
 
