@@ -294,6 +294,20 @@ fn an_unlock_undoes_sets_the_hold_and_the_flag_at_once() {
 }
 
 #[test]
+fn a_reason_given_with_an_unlock_is_kept() {
+    let (mut world, _) = World::throttled();
+    let text = "They run a farm of login servers and showed us the code.";
+    let reason = Some(text.to_owned().try_into().unwrap());
+    let World {
+        dossier, settings, ..
+    } = &mut world;
+    (dossier.unlock(&ann(), true, reason, [], settings, minute(30))).unwrap();
+    let case = dossier.case.as_ref().unwrap();
+    assert_eq!(case.opinions[0].reason.as_str(), text);
+    assert!(!case.is_open() && !case.wants_review());
+}
+
+#[test]
 fn three_hours_after_an_unlock_the_same_load_leads_to_nothing() {
     let (mut world, _) = World::throttled();
     world.unlock(false, 30);

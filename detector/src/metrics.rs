@@ -10,8 +10,14 @@
 //! | `davy_detector_hosts_connected` | | agents with a live stream |
 //! | `davy_detector_tenants` | `verdict` | tenants seen within the last hour |
 //! | `davy_detector_store_seconds` | `operation` | time until the store has answered, waiting in its queue included |
+//! | `davy_detector_decisions_total` | `step` | decisions stored, by their highest step |
+//! | `davy_detector_withheld_total` | | automated actions that a safety, or their age, kept from leaving |
+//! | `davy_detector_answers_total` | `outcome` | what the control plane said: `done`, `refused`, `in_doubt`, `never_seen` |
+//! | `davy_detector_unattributed_total` | | windows of droplets that no account has |
+//! | `davy_detector_policy_reload_failures_total` | | changed policies that did not hold, and were not taken |
 //! | `davy_detector_evicted_total` | `what` | removed by a bound or by age: `history`, `tenants`, `hosts` |
 
+use davy_decision::{action::Outcome, policy::Step};
 use davy_evidence::Level;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -72,6 +78,16 @@ struct WhatLabel {
     what: &'static str,
 }
 
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct StepLabel {
+    step: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct OutcomeLabel {
+    outcome: &'static str,
+}
+
 /// The detector's metrics.
 pub struct Metrics {
     registry: Registry,
@@ -84,6 +100,11 @@ pub struct Metrics {
     tenants: Family<VerdictLabel, Gauge>,
     store_seconds: Family<OperationLabel, Histogram, fn() -> Histogram>,
     evicted: Family<WhatLabel, Counter>,
+    decisions: Family<StepLabel, Counter>,
+    withheld: Counter,
+    answers: Family<OutcomeLabel, Counter>,
+    unattributed: Counter,
+    policy_reload_failures: Counter,
 }
 
 impl Default for Metrics {
@@ -120,8 +141,14 @@ impl Metrics {
             tenants: Family::default(),
             store_seconds: Family::new_with_constructor(buckets),
             evicted: Family::default(),
+            decisions: Family::default(),
+            withheld: Counter::default(),
+            answers: Family::default(),
+            unattributed: Counter::default(),
+            policy_reload_failures: Counter::default(),
         };
         metrics.register();
+        metrics.register_decisions();
         for result in [
             WindowResult::Stored,
             WindowResult::Duplicate,
@@ -136,6 +163,16 @@ impl Metrics {
             drop(metrics.rejected.get_or_create(&ReasonLabel {
                 reason: reason.label(),
             }));
+        }
+        for step in Step::ALL {
+            drop(
+                metrics
+                    .decisions
+                    .get_or_create(&StepLabel { step: step.name() }),
+            );
+        }
+        for outcome in ["done", "refused", "in_doubt", "never_seen"] {
+            drop(metrics.answers.get_or_create(&OutcomeLabel { outcome }));
         }
         metrics.evicted(Evicted::default());
         metrics
@@ -189,6 +226,69 @@ impl Metrics {
             "Removed from the store by a bound or by age",
             self.evicted.clone(),
         );
+    }
+
+    fn register_decisions(&mut self) {
+        let registry = &mut self.registry;
+        registry.register(
+            "decisions",
+            "Decisions stored, by their highest step",
+            self.decisions.clone(),
+        );
+        registry.register(
+            "withheld",
+            "Automated actions that did not leave",
+            self.withheld.clone(),
+        );
+        registry.register(
+            "answers",
+            "What the control plane said",
+            self.answers.clone(),
+        );
+        registry.register(
+            "unattributed",
+            "Windows of droplets that no account has",
+            self.unattributed.clone(),
+        );
+        registry.register(
+            "policy_reload_failures",
+            "Changed policies that did not hold, and were not taken",
+            self.policy_reload_failures.clone(),
+        );
+    }
+
+    /// Counts a decision.
+    pub fn decided(&self, step: Step) {
+        (self
+            .decisions
+            .get_or_create(&StepLabel { step: step.name() }))
+        .inc();
+    }
+
+    /// Counts an automated action that did not leave.
+    pub fn withheld(&self) {
+        self.withheld.inc();
+    }
+
+    /// Counts what the control plane said.
+    pub fn answered(&self, outcome: &Outcome) {
+        let outcome = match outcome {
+            Outcome::Done => "done",
+            Outcome::Refused { .. } => "refused",
+            Outcome::Doubtful => "in_doubt",
+            Outcome::NeverSeen => "never_seen",
+        };
+        (self.answers.get_or_create(&OutcomeLabel { outcome })).inc();
+    }
+
+    /// Counts windows of nobody's droplets.
+    pub fn unattributed(&self, windows: u64) {
+        self.unattributed.inc_by(windows);
+    }
+
+    /// Counts policies that were not taken.
+    pub fn policy_reload_failed(&self) {
+        self.policy_reload_failures.inc();
     }
 
     /// Counts a received window.

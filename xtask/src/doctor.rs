@@ -289,7 +289,8 @@ fn packages(facts: &Facts) -> Vec<Requirement> {
                 } else {
                     vec![package.task]
                 },
-                limits_only: false,
+                // What only some tests need leaves those out, and says so.
+                limits_only: package.task == Task::Test,
                 command: match (facts.apt, facts.root) {
                     (true, true) => format!("apt-get install {}", package.name),
                     (true, false) => format!("sudo apt-get install {}", package.name),

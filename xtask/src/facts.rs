@@ -81,6 +81,12 @@ pub const PACKAGES: &[Package] = &[
         file: "/usr/bin/x264",
     },
     Package {
+        name: "postgresql",
+        purpose: "run a server of the store's tests' own",
+        task: Task::Test,
+        file: "/usr/lib/postgresql",
+    },
+    Package {
         name: "qemu-system-x86",
         purpose: "run a hypervisor host and its guests in the VM tests",
         task: Task::Vm,

@@ -295,19 +295,8 @@ impl Dossier {
         if self.by_person(action.key.step).is_some() {
             return Some("a person has decided the same".to_owned());
         }
-        let doubt = self.clock_doubt(at);
-        let looked = safety::look(&Ground {
-            at,
-            settings,
-            facts_fresh: settings.release_facts_fresh_ms,
-            facts: &self.facts,
-            fetch_failed: doubt.as_deref().or(self.fetch_failed.as_deref()),
-            allowed: self.allowed.as_ref(),
-            holds: &self.holds,
-            conversation: self.conversation.as_ref(),
-            fleet,
-            targets: &action.targets,
-        });
+        let fresh = settings.release_facts_fresh_ms;
+        let looked = self.safeties(fleet, settings, fresh, &action.targets, at);
         let names: Vec<_> = in_force(&looked)
             .iter()
             .map(|safety| safety.name())

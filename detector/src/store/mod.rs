@@ -1,10 +1,14 @@
 //! What the detector keeps: hosts and their agents' sequences, each tenant's current evidence, and a bounded history.
 //!
-//! [`Store`] is what the rest of the detector sees; [`sqlite`] is the embedded default. A window is stored in one
+//! [`Memory`] is what the rest of the detector sees: [`Store`] for telemetry, [`ledger::Ledger`] for decisions. [`sqlite`] is the embedded
+//! default, [`postgres`] serves several detectors at once; [`open`] makes either. A window is stored in one
 //! transaction: its sequence, every tenant's current state and every history entry, or nothing. When a call has
 //! returned, its effect survives a crash of the process and of the machine.
 //!
 //! Everything is bounded by [`Limits`]; what a bound removes is returned as [`Evicted`], so that it can be counted.
+
+use std::path::PathBuf;
+use std::sync::Arc;
 
 use davy_proto::v1;
 
@@ -12,10 +16,16 @@ use crate::evidence::{Judged, Planned};
 use crate::metrics::TenantsByLevel;
 
 pub mod ledger;
-mod read;
-mod schema;
+
+pub mod postgres;
 pub mod sqlite;
-mod write;
+
+/// Agent instances remembered per host: enough that one which comes back finds its sequences.
+const INSTANCES_PER_HOST_MAX: u64 = 8;
+/// Tenants removed for their age in one transaction, so that ingest does not wait long.
+const EVICT_TENANTS_MAX: u64 = 100;
+/// Most tenants in one answer.
+pub const ROWS_MAX: u64 = 200_000;
 
 /// Bounds on what is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -180,7 +190,17 @@ pub enum StoreError {
     Failed {
         /// The operation.
         what: &'static str,
-        /// SQLite's words.
+        /// The database's words.
+        why: String,
+    },
+    /// The connection was lost while committing: it may have been kept, or not.
+    #[error(
+        "{what}: the connection to the database was lost while committing ({why}), so whether it was kept is not known; look before asking again"
+    )]
+    Unknown {
+        /// The operation.
+        what: &'static str,
+        /// The connection's words.
         why: String,
     },
     /// The bound on hosts is reached.
@@ -208,7 +228,29 @@ pub enum StoreError {
     Closed,
 }
 
-/// The detector's memory.
+/// The detector's whole memory, whatever keeps it.
+pub trait Memory: Store + ledger::Ledger {}
+
+impl<T: Store + ledger::Ledger> Memory for T {}
+
+/// Opens the database that `name` names: `postgres://…`, or a path to an SQLite file, made if absent.
+///
+/// # Errors
+/// [`StoreError::Newer`] for a later release's database, else [`StoreError::Unusable`].
+pub async fn open(name: &str, limits: Limits) -> Result<Arc<dyn Memory>, StoreError> {
+    if name.starts_with("postgres://") || name.starts_with("postgresql://") {
+        return Ok(Arc::new(postgres::Postgres::open(name, limits).await?));
+    }
+    let path = PathBuf::from(name);
+    let opened = tokio::task::spawn_blocking(move || sqlite::Sqlite::open(&path, limits));
+    let opened = opened.await.map_err(|error| StoreError::Failed {
+        what: "opening the database",
+        why: error.to_string(),
+    })?;
+    Ok(Arc::new(opened?))
+}
+
+/// The detector's memory of hosts and tenants.
 #[tonic::async_trait]
 pub trait Store: Send + Sync + 'static {
     /// Notes that an agent connected, and says what is known of it.

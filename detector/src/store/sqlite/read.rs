@@ -6,9 +6,9 @@ use rusqlite::types::Type;
 use rusqlite::{Connection, Row, params};
 
 use super::write::{Fault, signed, unsigned};
-use super::{Host, StoreError, Tenant};
 use crate::evidence::{Planned, rank};
 use crate::metrics::TenantsByLevel;
+use crate::store::{Host, StoreError, Tenant};
 use davy_evidence::Level;
 
 const TENANT_COLUMNS: &str = "hosts.name, current, first_seen_unix_ns, tenants.last_seen_unix_ns, verdict_since_unix_ns, \

@@ -6,20 +6,27 @@ use davy_proto::v1;
 use prost::Message;
 use rusqlite::{Connection, OptionalExtension, params};
 
-use super::{Evicted, Limits, Opened, Record, Recorded, StoreError, read};
+use super::read;
 use crate::evidence::{FRESH_NS, Judged, Standing, level_of_rank, rank, since};
 use crate::ingest::sequence::{Step, step};
-
-/// Agent instances remembered per host: enough that one which comes back finds its sequences.
-const INSTANCES_PER_HOST_MAX: u64 = 8;
-/// Tenants removed for their age in one transaction, so that ingest does not wait long.
-const EVICT_TENANTS_MAX: u64 = 100;
+use crate::store::ledger::rows::BadRecord;
+use crate::store::{
+    EVICT_TENANTS_MAX, Evicted, INSTANCES_PER_HOST_MAX, Limits, Opened, Record, Recorded,
+    StoreError,
+};
 
 /// An error within a transaction: SQLite's, or the store's own.
 #[derive(Debug)]
 pub(super) enum Fault {
     Sql(rusqlite::Error),
     Store(StoreError),
+    Record(BadRecord),
+}
+
+impl From<BadRecord> for Fault {
+    fn from(error: BadRecord) -> Self {
+        Self::Record(error)
+    }
 }
 
 impl From<rusqlite::Error> for Fault {
@@ -37,6 +44,10 @@ impl Fault {
                 why: error.to_string(),
             },
             Self::Store(error) => error,
+            Self::Record(error) => StoreError::Failed {
+                what,
+                why: error.to_string(),
+            },
         }
     }
 }

@@ -7,7 +7,7 @@
 
 use rusqlite::Connection;
 
-use super::StoreError;
+use crate::store::StoreError;
 
 /// `PRAGMA application_id`: "Davy" in ASCII.
 const APPLICATION_ID: i64 = 0x4461_7679;
@@ -69,6 +69,59 @@ const MIGRATIONS: &[&str] = &["
     -- part of every index.
     DROP INDEX history_by_tenant;
     CREATE INDEX history_by_tenant ON history (tenant_id);
+", "
+    -- The deciding half. Bodies are JSON as the pure core writes it; times are ms since the Unix epoch.
+    CREATE TABLE fleet (id INTEGER PRIMARY KEY CHECK (id = 1), body TEXT NOT NULL) STRICT;
+
+    CREATE TABLE accounts (
+        account TEXT PRIMARY KEY,
+        body TEXT NOT NULL,
+        due_ms INTEGER
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX accounts_by_due ON accounts (due_ms) WHERE due_ms IS NOT NULL;
+
+    CREATE TABLE cases (
+        account TEXT NOT NULL,
+        number INTEGER NOT NULL,
+        opened_ms INTEGER NOT NULL,
+        closed INTEGER NOT NULL,
+        locked INTEGER NOT NULL,
+        body TEXT NOT NULL,
+        PRIMARY KEY (account, number)
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX cases_by_opened ON cases (closed, opened_ms);
+
+    CREATE TABLE decisions (
+        account TEXT NOT NULL,
+        number INTEGER NOT NULL,
+        input TEXT NOT NULL,
+        plan TEXT NOT NULL,
+        PRIMARY KEY (account, number)
+    ) STRICT, WITHOUT ROWID;
+    CREATE TRIGGER decisions_stay BEFORE UPDATE ON decisions BEGIN SELECT raise(ABORT, 'decisions are never changed'); END;
+    CREATE TRIGGER decisions_remain BEFORE DELETE ON decisions BEGIN SELECT raise(ABORT, 'decisions are never removed'); END;
+
+    CREATE TABLE reasons (
+        id INTEGER PRIMARY KEY,
+        account TEXT NOT NULL,
+        number INTEGER NOT NULL,
+        text TEXT NOT NULL
+    ) STRICT;
+
+    CREATE TABLE owners (droplet TEXT PRIMARY KEY, account TEXT NOT NULL) STRICT, WITHOUT ROWID;
+    CREATE INDEX owners_by_account ON owners (account);
+
+    CREATE TABLE policies (digest TEXT PRIMARY KEY, files TEXT NOT NULL) STRICT, WITHOUT ROWID;
+
+    CREATE TABLE audit (
+        number INTEGER PRIMARY KEY,
+        account TEXT,
+        note TEXT NOT NULL,
+        hash TEXT NOT NULL
+    ) STRICT;
+    CREATE INDEX audit_by_account ON audit (account, number);
+    CREATE TRIGGER audit_stays BEFORE UPDATE ON audit BEGIN SELECT raise(ABORT, 'the audit log is never changed'); END;
+    CREATE TRIGGER audit_remains BEFORE DELETE ON audit BEGIN SELECT raise(ABORT, 'the audit log is never removed'); END;
 "];
 
 /// Brings the database at `path` to the newest schema.
@@ -139,7 +192,7 @@ mod tests {
         let version: i64 = connection
             .pragma_query_value(None, "user_version", |row| row.get(0))
             .unwrap();
-        assert_eq!(version, 2);
+        assert_eq!(version, 3);
     }
 
     #[test]
@@ -153,7 +206,7 @@ mod tests {
                 error,
                 StoreError::Newer {
                     found: 99,
-                    known: 2,
+                    known: 3,
                     ..
                 }
             ),

@@ -6,6 +6,11 @@
 //! Reads have a connection of their own and do not wait for writes. A lock file beside the database keeps a second
 //! detector away from it.
 
+mod ledger;
+mod read;
+mod schema;
+mod write;
+
 use std::fs::{File, TryLockError};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,18 +21,14 @@ use davy_proto::v1;
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 use tokio::sync::{mpsc, oneshot};
 
-use super::write::{self, Bounds, Fault};
-use super::{
-    Evicted, Host, Limits, Opened, Record, Recorded, Store, StoreError, Tenant, read, schema,
-};
+use self::write::{Bounds, Fault};
+use super::{Evicted, Host, Limits, Opened, ROWS_MAX, Record, Recorded, Store, StoreError, Tenant};
 use crate::metrics::TenantsByLevel;
 
 /// Most operations in one transaction.
 pub const BATCH_MAX: usize = 64;
 /// Operations that may wait for the writing thread; further callers wait for room.
 const QUEUE_MAX: usize = 1024;
-/// Most tenants in one answer.
-pub const ROWS_MAX: u64 = 200_000;
 /// How long to wait for another process's lock, a backup's for instance.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -249,6 +250,14 @@ fn write_batch(
         answers.push(answer);
         if failed {
             *recount = true;
+            // A full disk, among others, may have rolled back all of the transaction and not this operation alone
+            // (<https://sqlite.org/lang_transaction.html>): nothing may be done outside it, and nobody be told of success.
+            if savepoint.is_autocommit() {
+                return Err(rusqlite::Error::SqliteFailure(
+                    rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_ABORT_ROLLBACK),
+                    Some("one operation's failure undid the whole transaction".to_owned()),
+                ));
+            }
         } else {
             savepoint.commit()?;
         }

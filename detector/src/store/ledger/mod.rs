@@ -12,6 +12,8 @@
 //! The order of locks is the same everywhere, so no two transactions wait for each other. A change may run again after a
 //! conflict: it takes no side effects. A release, and whatever sets a safety or the budget, are changes of the same rows.
 
+pub(super) mod rows;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -71,7 +73,7 @@ pub enum LedgerError {
     /// It refused; the sentence is for whoever asked.
     #[error(transparent)]
     Refused(#[from] Refusal),
-    /// The storage failed; nothing was kept.
+    /// The storage failed; nothing was kept, but for [`StoreError::Unknown`].
     #[error(transparent)]
     Store(#[from] StoreError),
 }

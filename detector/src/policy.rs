@@ -1,0 +1,225 @@
+//! The policies in force: what ships, or a directory of `*.cedar` files with an optional `settings.toml` beside them.
+//!
+//! The directory is read at the start (an error there ends the start) and looked at again every few seconds. What was changed is
+//! taken only if all of it holds; a bad policy never replaces a good one. `settings.toml` is read at the start alone.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use davy_decision::{
+    policy::{DEFAULT, Policies, PolicyError},
+    settings::{Settings, SettingsError},
+};
+
+/// Name of the settings beside the policies.
+pub const SETTINGS_FILE: &str = "settings.toml";
+
+/// Why a policy directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum PolicyDirError {
+    /// Something in it cannot be read.
+    #[error("{path} cannot be read: {source}", path = path.display())]
+    Unreadable {
+        /// What.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// It has no policies.
+    #[error("{path} has no file that ends in .cedar; put at least one policy there", path = path.display())]
+    Empty {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// A policy does not hold.
+    #[error("{path}: {source}", path = path.display())]
+    Policy {
+        /// The directory.
+        path: PathBuf,
+        /// What is wrong.
+        source: PolicyError,
+    },
+    /// The settings are no TOML, or a key is unknown.
+    #[error("{path}: {why}", path = path.display())]
+    Settings {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        why: String,
+    },
+    /// A setting is out of its range.
+    #[error("{path}: {source}", path = path.display())]
+    Range {
+        /// The file.
+        path: PathBuf,
+        /// Which.
+        source: SettingsError,
+    },
+}
+
+/// Policy files by name.
+pub type Files = BTreeMap<String, String>;
+
+/// Reads the `*.cedar` files of a directory.
+///
+/// # Errors
+/// [`PolicyDirError`].
+pub fn read_files(dir: &Path) -> Result<Files, PolicyDirError> {
+    let unreadable = |path: &Path| {
+        let path = path.to_owned();
+        move |source| PolicyDirError::Unreadable { path, source }
+    };
+    let mut files = Files::new();
+    for entry in std::fs::read_dir(dir).map_err(unreadable(dir))? {
+        let path = entry.map_err(unreadable(dir))?.path();
+        let Some(name) = path.file_name().and_then(|name| name.to_str()) else {
+            continue;
+        };
+        // Editors' and mounts' hidden files are no policies.
+        if name.starts_with('.') || !name.ends_with(".cedar") {
+            continue;
+        }
+        let text = std::fs::read_to_string(&path).map_err(unreadable(&path))?;
+        files.insert(name.to_owned(), text);
+    }
+    if files.is_empty() {
+        return Err(PolicyDirError::Empty {
+            path: dir.to_owned(),
+        });
+    }
+    Ok(files)
+}
+
+/// Reads the settings beside the policies; `held` if there are none.
+///
+/// # Errors
+/// [`PolicyDirError`].
+pub fn read_settings(dir: &Path, held: Settings) -> Result<Settings, PolicyDirError> {
+    let path = dir.join(SETTINGS_FILE);
+    let text = match std::fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(held),
+        Err(source) => return Err(PolicyDirError::Unreadable { path, source }),
+    };
+    let settings: Settings = toml::from_str(&text).map_err(|error| PolicyDirError::Settings {
+        path: path.clone(),
+        why: error.message().replace('\n', " "),
+    })?;
+    match settings.check() {
+        Ok(()) => Ok(settings),
+        Err(source) => Err(PolicyDirError::Range { path, source }),
+    }
+}
+
+/// The policies in force, and where they come from.
+#[derive(Debug)]
+pub struct Held {
+    dir: Option<PathBuf>,
+    now: RwLock<(Arc<Policies>, Files)>,
+}
+
+impl Held {
+    /// Of a directory, or what ships.
+    ///
+    /// # Errors
+    /// [`PolicyDirError`].
+    pub fn open(dir: Option<PathBuf>) -> Result<Self, PolicyDirError> {
+        let files = match &dir {
+            Some(dir) => read_files(dir)?,
+            None => Files::from([("default.cedar".to_owned(), DEFAULT.to_owned())]),
+        };
+        let policies = Policies::new(&files).map_err(|source| PolicyDirError::Policy {
+            path: dir.clone().unwrap_or_default(),
+            source,
+        })?;
+        Ok(Self {
+            dir,
+            now: RwLock::new((Arc::new(policies), files)),
+        })
+    }
+
+    /// Those in force.
+    #[must_use]
+    pub fn now(&self) -> Arc<Policies> {
+        let now = self.now.read().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(&now.0)
+    }
+
+    /// Their files.
+    #[must_use]
+    pub fn files(&self) -> Files {
+        let now = self.now.read().unwrap_or_else(PoisonError::into_inner);
+        now.1.clone()
+    }
+
+    /// Looks whether they were changed, and takes the change if all of it holds. Says whether it did.
+    ///
+    /// # Errors
+    /// [`PolicyDirError`]: what was in force stays.
+    pub fn reload(&self) -> Result<bool, PolicyDirError> {
+        let Some(dir) = &self.dir else {
+            return Ok(false);
+        };
+        let files = read_files(dir)?;
+        if files == self.files() {
+            return Ok(false);
+        }
+        let policies = Policies::new(&files).map_err(|source| PolicyDirError::Policy {
+            path: dir.clone(),
+            source,
+        })?;
+        *self.now.write().unwrap_or_else(PoisonError::into_inner) = (Arc::new(policies), files);
+        Ok(true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bad_policy_never_replaces_a_good_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("ours.cedar");
+        std::fs::write(&file, DEFAULT).unwrap();
+        let held = Held::open(Some(dir.path().to_owned())).unwrap();
+        let before = held.now().digest().to_owned();
+        assert!(!held.reload().unwrap());
+        std::fs::write(
+            &file,
+            "permit (principal, action, resource) when { context.load > 90 };",
+        )
+        .unwrap();
+        let error = held.reload().unwrap_err().to_string();
+        assert!(error.contains("ours.cedar"), "{error}");
+        assert_eq!(held.now().digest(), before);
+        std::fs::write(&file, format!("{DEFAULT}\n")).unwrap();
+        assert!(held.reload().unwrap());
+        assert_ne!(held.now().digest(), before);
+    }
+
+    #[test]
+    fn an_empty_directory_and_odd_settings_are_refused_in_a_sentence() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = read_files(dir.path()).unwrap_err().to_string();
+        assert!(error.contains("no file that ends in .cedar"), "{error}");
+        let settings = |text| {
+            std::fs::write(dir.path().join(SETTINGS_FILE), text).unwrap();
+            read_settings(dir.path(), Settings::default())
+        };
+        assert!(
+            settings("hold_ms = 0")
+                .unwrap_err()
+                .to_string()
+                .contains("hold_ms is 0")
+        );
+        assert!(
+            settings("hold = 1")
+                .unwrap_err()
+                .to_string()
+                .contains("unknown field")
+        );
+        assert_eq!(settings("hold_ms = 60000").unwrap().hold_ms.as_ms(), 60_000);
+    }
+}
