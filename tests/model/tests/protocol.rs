@@ -1,6 +1,9 @@
 //! The protocol, explored whole within bounds; and that the checker notices when it is broken on purpose.
 
-use std::{collections::BTreeSet, time::Instant};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 
 use davy_decision::{settings::Settings, time::Span};
 use davy_test_model::{Bend, Bounds, Config, Protocol};
@@ -8,6 +11,8 @@ use stateright::{Checker, Model};
 
 /// Most states of one exploration: a bound that is reached is a failure, not a pass.
 const STATES_MAX: usize = 20_000_000;
+/// Longest exploration; to be cut off is a failure as well.
+const TIME_MAX: Duration = Duration::from_secs(600);
 
 fn seconds(all: &[u64]) -> Vec<Span> {
     all.iter().copied().map(Span::seconds).collect()
@@ -102,14 +107,7 @@ fn explore(name: &str, config: Config) -> Result<BTreeSet<String>, String> {
     if broken.is_some() {
         builder = builder.finish_when(stateright::HasDiscoveries::AnyFailures);
     }
-    let secs = std::env::var("EXPLORE_S")
-        .ok()
-        .and_then(|s| s.parse().ok())
-        .unwrap_or(600);
-    let checker = builder
-        .timeout(std::time::Duration::from_secs(secs))
-        .spawn_bfs()
-        .join();
+    let checker = builder.timeout(TIME_MAX).spawn_bfs().join();
     println!(
         "{name}: {} states, {} distinct, depth {}, {:.1} s; {bounds}; broken: {broken:?}",
         checker.state_count(),
@@ -135,7 +133,7 @@ fn explore(name: &str, config: Config) -> Result<BTreeSet<String>, String> {
     if broken.is_some() {
         return Ok(failed);
     }
-    if checker.state_count() >= STATES_MAX {
+    if checker.state_count() >= STATES_MAX || begin.elapsed() >= TIME_MAX {
         return Err(format!("{name}: not all states were explored"));
     }
     match failed.is_empty() {
