@@ -52,15 +52,35 @@ pub fn measure(deadline: Instant) -> Result<Rates> {
     let policies = Policies::shipped()?;
     let digest = policies.digest();
     let cases = [
-        ("a quiet account", input(digest, Level::Quiet, 1, 1)?, Step::Observe),
-        ("a new miner", input(digest, Level::Mining, 1, 1)?, Step::Throttle),
-        ("ten droplets mine", input(digest, Level::Mining, 1, 10)?, Step::Throttle),
-        ("engaged for years", input(digest, Level::Mining, 1_500, 1)?, Step::OpenCase),
+        (
+            "a quiet account",
+            input(digest, Level::Quiet, 1, 1)?,
+            Step::Observe,
+        ),
+        (
+            "a new miner",
+            input(digest, Level::Mining, 1, 1)?,
+            Step::Throttle,
+        ),
+        (
+            "ten droplets mine",
+            input(digest, Level::Mining, 1, 10)?,
+            Step::Throttle,
+        ),
+        (
+            "engaged for years",
+            input(digest, Level::Mining, 1_500, 1)?,
+            Step::OpenCase,
+        ),
     ];
     let mut rates = Vec::new();
     for (name, input, step) in &cases {
         let plan = decide(&policies, input);
-        anyhow::ensure!(plan.step == *step, "{name}: decided {}, not {step}", plan.step);
+        anyhow::ensure!(
+            plan.step == *step,
+            "{name}: decided {}, not {step}",
+            plan.step
+        );
         rates.push(Rate {
             input: name,
             step: plan.step.to_string(),
@@ -170,7 +190,12 @@ impl fmt::Display for Rates {
         table.load_preset(comfy_table::presets::ASCII_MARKDOWN);
         table.set_header(["input", "decided", "decisions/s", "goal", "rounds"]);
         for Rate { input, step, per_s } in &self.0 {
-            let at = |part: usize| per_s.get(per_s.len() * part / 4).copied().unwrap_or_default();
+            let at = |part: usize| {
+                per_s
+                    .get(per_s.len() * part / 4)
+                    .copied()
+                    .unwrap_or_default()
+            };
             let goal = if at(2) >= GOAL_PER_S { "met" } else { "missed" };
             table.add_row([
                 (*input).to_owned(),
