@@ -7,6 +7,13 @@
 //! database = "davy.db"              # or postgres://USER@HOST/DATABASE, for several detectors
 //! policy_dir = "/etc/davy/policy"   # *.cedar, and settings.toml; without: the policy that ships
 //!
+//! [directory]                       # and [actions]: see crate::action::config
+//! url = "http://127.0.0.1:7800"
+//!
+//! [webhook]                         # what customers say, signed: see crate::account::webhook
+//! listen = "127.0.0.1:7702"
+//! secret_file = "/etc/davy/customers.secret"
+//!
 //! [limits]
 //! hosts_max = 16384
 //! tenants_per_host_max = 8192
@@ -25,6 +32,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use crate::action::config::{ActionsConfig, DirectoryConfig};
 use crate::ingest::validate::TENANTS_MAX;
 use crate::people::{Gate, TokenConfig, TokenError};
 use crate::store::Limits;
@@ -41,10 +49,26 @@ pub struct Config {
     pub database: String,
     /// Where the policies are, with `settings.toml`; none: what ships.
     pub policy_dir: Option<PathBuf>,
+    /// Where the provider's facts come from.
+    pub directory: DirectoryConfig,
+    /// Where actions go.
+    pub actions: ActionsConfig,
+    /// The webhook for what customers say; none: gRPC alone.
+    pub webhook: Option<HookConfig>,
     /// Bounds on what is kept.
     pub limits: LimitsConfig,
     /// Whose tokens are let in.
     pub tokens: Vec<TokenConfig>,
+}
+
+/// `[webhook]`: see [`crate::account::webhook`].
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HookConfig {
+    /// Where it is served (HTTP). Port 0: any free one.
+    pub listen: SocketAddr,
+    /// The shared secret, in a file of its own.
+    pub secret_file: PathBuf,
 }
 
 /// `[limits]`.
@@ -74,6 +98,9 @@ impl Default for Config {
             metrics_listen: loopback(7701),
             database: "davy.db".to_owned(),
             policy_dir: None,
+            directory: DirectoryConfig::default(),
+            actions: ActionsConfig::default(),
+            webhook: None,
             limits: LimitsConfig::default(),
             tokens: Vec::new(),
         }

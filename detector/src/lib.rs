@@ -30,6 +30,7 @@ pub mod safety_service;
 pub mod server;
 pub mod signature;
 pub mod store;
+mod upkeep;
 
 pub use config::Config;
 pub use server::Server;

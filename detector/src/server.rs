@@ -8,6 +8,7 @@ use std::time::Duration;
 use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
+use davy_proto::v1::account_intake_server::AccountIntakeServer;
 use davy_proto::v1::{
     automation_server::AutomationServer, cases_server::CasesServer,
     inventory_server::InventoryServer, safety_service_server::SafetyServiceServer,
@@ -18,10 +19,11 @@ use tokio::task::JoinHandle;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::service::Routes;
 
-use davy_decision::audit::Actor;
-
 use crate::account::attribute::Attribution;
 use crate::account::directory::{Directory, NoDirectory};
+use crate::account::intake::Intake;
+use crate::account::webhook;
+use crate::action::config::ProviderError;
 use crate::action::driver::Driver;
 use crate::action::dry_run::DryRun;
 use crate::automation::AutomationService;
@@ -38,15 +40,11 @@ use crate::metrics::Metrics;
 use crate::people::{Gate, TokenConfig};
 use crate::policy::{Held, PolicyDirError, read_settings};
 use crate::safety_service::Safeties;
-use crate::store::{self, Evicted, Memory, Store, StoreError};
+use crate::signature::{Secret, SecretError};
+use crate::store::{self, Memory, Store, StoreError};
 use crate::unix_now_ns;
+use crate::upkeep::{count_forever, evict_forever, keep_policies, reload_forever};
 
-/// How often changed policies are looked for.
-const RELOAD_INTERVAL: Duration = Duration::from_secs(5);
-/// How often the fleet's droplets are counted.
-const COUNT_INTERVAL: Duration = Duration::from_secs(30);
-/// How often what is old is removed.
-const EVICT_INTERVAL: Duration = Duration::from_secs(60);
 /// How long a connection may be silent before it is asked whether it lives, and how long it may take to answer:
 /// an agent whose host died must not keep its place.
 const KEEPALIVE: Duration = Duration::from_secs(20);
@@ -65,6 +63,12 @@ pub enum StartError {
     /// The policies do not hold.
     #[error(transparent)]
     Policy(#[from] PolicyDirError),
+    /// The provider's side cannot be reached as configured.
+    #[error(transparent)]
+    Provider(#[from] ProviderError),
+    /// The webhook's secret cannot be used.
+    #[error(transparent)]
+    Secret(#[from] SecretError),
     /// An address cannot be listened on.
     #[error("cannot listen on {address}: {source}; stop what uses it or give another {option}")]
     Listen {
@@ -83,6 +87,8 @@ pub struct Server {
     pub grpc_addr: SocketAddr,
     /// Where `/metrics` is served; with the real port.
     pub metrics_addr: SocketAddr,
+    /// Where the webhook is served; none if it is not.
+    pub webhook_addr: Option<SocketAddr>,
     live: Live,
     stop: watch::Sender<bool>,
     tasks: Vec<JoinHandle<()>>,
@@ -137,7 +143,11 @@ impl Server {
     /// # Errors
     /// [`StartError`], one sentence that says what to do.
     pub async fn start(config: Config) -> Result<Self, StartError> {
-        Self::start_with(config, Provider::default()).await
+        let provider = Provider {
+            directory: config.directory.open()?,
+            driver: config.actions.open()?,
+        };
+        Self::start_with(config, provider).await
     }
 
     /// Starts a detector with another provider's side than the configuration's.
@@ -154,6 +164,14 @@ impl Server {
         // The addresses first: a second detector started by mistake then says so, whatever its database.
         let (grpc, grpc_addr) = listen(config.listen, "--listen").await?;
         let (http, metrics_addr) = listen(config.metrics_listen, "--metrics-listen").await?;
+        let hook = match &config.webhook {
+            Some(hook) => {
+                let (listener, address) = listen(hook.listen, "webhook.listen").await?;
+                Some((listener, address, Secret::read(&hook.secret_file)?))
+            }
+            None => None,
+        };
+        let webhook_addr = hook.as_ref().map(|(_, address, _)| *address);
         let store = store::open(&config.database, limits).await?;
         let desk = Desk {
             ledger: Arc::clone(&store) as _,
@@ -163,6 +181,7 @@ impl Server {
         keep_policies(&desk, &policies).await?;
         let (metrics, live) = (Arc::new(Metrics::new()), Live::default());
         let (stop, stopped) = watch::channel(false);
+        let hook_stopped = stopped.clone();
         let engine = Arc::new(Engine {
             desk: desk.clone(),
             directory: Arc::clone(&provider.directory),
@@ -173,8 +192,11 @@ impl Server {
         let telemetry = Arc::clone(&store) as Arc<dyn Store>;
         let directory = Arc::clone(&provider.directory);
         let people = people(&desk, &telemetry, directory, &config.tokens)?;
+        let gate = Arc::new(Gate::new(&config.tokens).map_err(ConfigError::from)?);
+        let intake = Intake::new(desk.clone(), Arc::clone(&provider.directory), gate);
+        let people = people.add_service(AccountIntakeServer::new(intake.clone()));
         let attribution = Attribution::new(desk.clone(), provider.directory);
-        let tasks = vec![
+        let mut tasks = vec![
             tokio::spawn(serve_grpc(
                 grpc,
                 Ingest::new(
@@ -210,6 +232,16 @@ impl Server {
             )),
             tokio::spawn(evict_forever(telemetry, metrics, stopped)),
         ];
+        if let Some((listener, address, secret)) = hook {
+            let routes = webhook::routes(intake, secret, desk.clock.clone());
+            tasks.push(tokio::spawn(serve_http(
+                "customers' messages",
+                listener,
+                routes,
+                hook_stopped,
+            )));
+            tracing::info!("customers' messages on http://{address}/v1/customer-messages");
+        }
         tracing::info!(
             database = config.database,
             "listening on http://{grpc_addr}"
@@ -218,6 +250,7 @@ impl Server {
         Ok(Self {
             grpc_addr,
             metrics_addr,
+            webhook_addr,
             live,
             stop,
             tasks,
@@ -319,11 +352,20 @@ async fn serve_metrics(listener: TcpListener, scrape: Scrape, stopped: watch::Re
     let routes = axum::Router::new()
         .route("/metrics", axum::routing::get(metrics))
         .with_state(scrape);
+    serve_http("metrics", listener, routes, stopped).await;
+}
+
+async fn serve_http(
+    what: &'static str,
+    listener: TcpListener,
+    routes: axum::Router,
+    stopped: watch::Receiver<bool>,
+) {
     if let Err(error) = axum::serve(listener, routes)
         .with_graceful_shutdown(stopping(stopped))
         .await
     {
-        tracing::error!(%error, "serving metrics ended");
+        tracing::error!(%error, what, "serving ended");
     }
 }
 
@@ -349,109 +391,4 @@ async fn metrics(
         "application/openmetrics-text; version=1.0.0; charset=utf-8",
     )];
     (content, metrics.render(live.hosts(), tenants))
-}
-
-/// Keeps the text of the policies in force, so that what is decided under them can be replayed.
-async fn keep_policies(desk: &Desk, policies: &Held) -> Result<(), StoreError> {
-    let digest = policies.now().digest().to_owned();
-    desk.ledger.keep_policies(digest, policies.files()).await
-}
-
-/// Calls `work` every `interval` until the server stops.
-async fn every<F: Future<Output = ()>>(
-    interval: Duration,
-    stopped: watch::Receiver<bool>,
-    mut work: impl FnMut() -> F,
-) {
-    let mut ticks = tokio::time::interval(interval);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let stopping = stopping(stopped);
-    tokio::pin!(stopping);
-    loop {
-        tokio::select! {
-            () = &mut stopping => return,
-            _ = ticks.tick() => work().await,
-        }
-    }
-}
-
-async fn reload_forever(
-    desk: Desk,
-    policies: Arc<Held>,
-    metrics: Arc<Metrics>,
-    stopped: watch::Receiver<bool>,
-) {
-    every(RELOAD_INTERVAL, stopped, || async {
-        match policies.reload() {
-            Ok(false) => {}
-            Ok(true) => {
-                tracing::info!(
-                    digest = policies.now().digest(),
-                    "changed policies are in force"
-                );
-                if let Err(error) = keep_policies(&desk, &policies).await {
-                    tracing::error!(%error, "the text of the policies could not be kept");
-                }
-            }
-            Err(error) => {
-                metrics.policy_reload_failed();
-                tracing::error!(%error, "the changed policies do not hold; those in force stay");
-            }
-        }
-    })
-    .await;
-}
-
-/// The fleet's size is what is seen of it: the share that automation may act on is a share of that.
-async fn count_forever(desk: Desk, store: Arc<dyn Store>, stopped: watch::Receiver<bool>) {
-    every(COUNT_INTERVAL, stopped, || async {
-        let counted = store
-            .tenants_by_level(unix_now_ns().saturating_sub(FRESH_NS))
-            .await;
-        let counted = match counted {
-            Ok(counted) => counted.quiet + counted.suspect + counted.mining,
-            Err(error) => {
-                tracing::warn!(%error, "the fleet could not be counted");
-                return;
-            }
-        };
-        let change = move |fleet: &mut davy_decision::fleet::Fleet| {
-            fleet.droplets = counted;
-            Vec::new()
-        };
-        let held = desk.ledger.fleet().await.map(|fleet| fleet.droplets);
-        if !held.is_ok_and(|held| held == counted)
-            && let Err(error) = desk.change_fleet(Actor::Automation, Arc::new(change)).await
-        {
-            tracing::warn!(%error, "the fleet's size could not be kept");
-        }
-    })
-    .await;
-}
-
-async fn evict_forever(
-    store: Arc<dyn Store>,
-    metrics: Arc<Metrics>,
-    stopped: watch::Receiver<bool>,
-) {
-    let mut ticks = tokio::time::interval(EVICT_INTERVAL);
-    let stopping = stopping(stopped);
-    tokio::pin!(stopping);
-    loop {
-        tokio::select! {
-            () = &mut stopping => return,
-            _ = ticks.tick() => {}
-        }
-        // In small steps, between which windows are stored; until nothing is old.
-        loop {
-            match store.evict(unix_now_ns()).await {
-                Ok(evicted) if evicted == Evicted::default() => break,
-                Ok(evicted) => metrics.evicted(evicted),
-                Err(error) => {
-                    tracing::warn!(%error, "what is old could not be removed; trying again in a minute");
-                    break;
-                }
-            }
-        }
-    }
 }

@@ -107,7 +107,7 @@ impl GrpcDirectory {
         })
     }
 
-    fn rubbish(&self, why: impl ToString) -> DirectoryError {
+    fn rubbish(&self, why: &dyn std::fmt::Display) -> DirectoryError {
         DirectoryError::Rubbish {
             url: self.url.clone(),
             why: why.to_string(),
@@ -162,16 +162,16 @@ impl Directory for GrpcDirectory {
             Err(status) => return Err(self.unreachable(&status)),
         };
         if answer.account != account.as_str() {
-            return Err(self.rubbish(format!(
+            return Err(self.rubbish(&format!(
                 "asked for account {account}, it answered for {:?}",
                 answer.account
             )));
         }
         let facts =
-            wire::facts(answer.facts.unwrap_or_default()).map_err(|error| self.rubbish(error))?;
+            wire::facts(answer.facts.unwrap_or_default()).map_err(|error| self.rubbish(&error))?;
         facts
             .check((self.clock)())
-            .map_err(|error| self.rubbish(error))?;
+            .map_err(|error| self.rubbish(&error))?;
         Ok(facts)
     }
 
@@ -182,7 +182,7 @@ impl Directory for GrpcDirectory {
         match self.client.clone().find_droplet(request).await {
             Ok(answer) => {
                 let account = AccountId::try_from(answer.into_inner().account);
-                account.map(Some).map_err(|error| self.rubbish(error))
+                account.map(Some).map_err(|error| self.rubbish(&error))
             }
             Err(status) if status.code() == Code::NotFound => Ok(None),
             Err(status) => Err(self.unreachable(&status)),
