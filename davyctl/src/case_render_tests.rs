@@ -175,7 +175,13 @@ fn the_queue_at_120_columns() {
     golden(
         &text,
         r"
-LIST120",
+ CASE         STATE                LOCKED  CUSTOMER                             OPINIONS            OPENED
+ acct-4711/2  claimed by ann       yes     waits 25 min, answer overdue, paged  appealed, 1 of 2   2 h ago
+ acct-9/1     open                 -       waits 60 s, answer due in 14 min     -                 60 s ago
+ acct-12/4    decided: legitimate  -       -                                    -                  2 d ago
+
+3 cases: 2 open, 1 locked, 2 waiting customers, 1 overdue
+",
     );
 }
 
@@ -184,8 +190,15 @@ fn the_queue_at_80_columns() {
     let text = list_of(&queue(), NOW, Some(80));
     fits(&text, 80);
     golden(
-        &text, r"
-LIST80",
+        &text,
+        r"
+ CASE         STATE                LOCKED  CUSTOMER
+ acct-4711/2  claimed by ann       yes     waits 25 min, answer overdue, paged
+ acct-9/1     open                 -       waits 60 s, answer due in 14 min
+ acct-12/4    decided: legitimate  -       -
+
+3 cases: 2 open, 1 locked, 2 waiting customers, 1 overdue
+",
     );
 }
 
@@ -196,7 +209,66 @@ fn a_case_at_120_columns() {
     golden(
         &text,
         r#"
-SHOW120"#,
+ Case        acct-4711/2
+ State       claimed by ann
+ Opened      2 h ago
+ Locked      yes
+ Customer    waits 25 min, answer overdue, paged
+ Steps back  in 95 min, to a throttle, unless a person decides
+ Appealed    25 min ago
+ Evidence    mining; in the episode mining for 1 h 15 min, suspect for 1 h 20 min
+
+Evidence
+ DROPLET  HOST          VERDICT  CLASSES                               MINING     SUSPECT    CPU      SEEN
+ 3164444  hv-ams3-0117  mining   fp_rounding, register_randomness  1 h 15 min  1 h 20 min  398 %  20 s ago
+  3164444: why
+  - fp_rounding concluded: 112, 104, 81 and 87 samples in the rounding modes 0 to 3, where ordinary software stays in
+  mode 0
+  3164444: harm to neighbours: much: droplets beside it waited behind it for 31 % of the window
+
+Usual and unusual
+ WHAT                    USUALLY                                        NOW                            UNUSUAL
+ CPU of droplet 3164444  12 % of one CPU over 4000 windows before the   398 % (no evidence by itself)  yes
+                         episode
+ spending in a month     no invoice yet, which is neither good nor bad  run rate 400.00                cannot tell
+
+Facts
+ FACT      VALUE              AS OF
+ run_rate  400.00 a month  90 s ago
+ vouched   not known              -
+
+Links to other accounts (context only, never a justification)
+ ACCOUNT  SHARES   NOTE
+ acct-3   ssh_key  -
+
+Safeties now
+ SAFETY             IN FORCE  WHY
+ open_conversation  yes       the customer wrote and waits for a person (25 min)
+ kill_switch        no        automation is not stopped
+
+Decisions
+ NUMBER     WHEN  STEPS             POLICIES
+      7  2 h ago  notify, throttle  mining:throttle-the-new
+  Reasons of number 7:
+  - mining for 10 min in this episode
+
+Actions
+ ACTION    BY                 PLANNED     ENDS  STATE  DROPLETS
+ throttle  davy (decision 7)  2 h ago  in 22 h  done   3164444
+
+Opinions
+  1 not shown to you: each reviewer of an appeal judges alone
+
+Messages
+  customer (ticket), 25 min ago:
+  We render a film.
+  Please turn it on again�[2J!
+
+The customer's ticket
+  The CPU of these droplets is capped: 3164444.
+
+How to judge: docs/review-guideline.md
+"#,
     );
 }
 
@@ -207,7 +279,72 @@ fn a_case_at_80_columns() {
     golden(
         &text,
         r#"
-SHOW80"#,
+ Case        acct-4711/2
+ State       claimed by ann
+ Opened      2 h ago
+ Locked      yes
+ Customer    waits 25 min, answer overdue, paged
+ Steps back  in 95 min, to a throttle, unless a person decides
+ Appealed    25 min ago
+ Evidence    mining; in the episode mining for 1 h 15 min, suspect for 1 h 20
+             min
+
+Evidence
+ DROPLET  VERDICT  CLASSES                               MINING    CPU
+ 3164444  mining   fp_rounding, register_randomness  1 h 15 min  398 %
+  3164444: why
+  - fp_rounding concluded: 112, 104, 81 and 87 samples in the rounding modes 0
+  to 3, where ordinary software stays in mode 0
+  3164444: harm to neighbours: much: droplets beside it waited behind it for 31
+  % of the window
+
+Usual and unusual
+ WHAT                   USUALLY               NOW                   UNUSUAL
+ CPU of droplet         12 % of one CPU over  398 % (no evidence    yes
+ 3164444                4000 windows before   by itself)
+                        the episode
+ spending in a month    no invoice yet,       run rate 400.00       cannot tell
+                        which is neither
+                        good nor bad
+
+Facts
+ FACT      VALUE              AS OF
+ run_rate  400.00 a month  90 s ago
+ vouched   not known              -
+
+Links to other accounts (context only, never a justification)
+ ACCOUNT  SHARES   NOTE
+ acct-3   ssh_key  -
+
+Safeties now
+ SAFETY             IN FORCE  WHY
+ open_conversation  yes       the customer wrote and waits for a person (25
+                              min)
+ kill_switch        no        automation is not stopped
+
+Decisions
+ NUMBER     WHEN  STEPS             POLICIES
+      7  2 h ago  notify, throttle  mining:throttle-the-new
+  Reasons of number 7:
+  - mining for 10 min in this episode
+
+Actions
+ ACTION    BY                 PLANNED     ENDS  STATE  DROPLETS
+ throttle  davy (decision 7)  2 h ago  in 22 h  done   3164444
+
+Opinions
+  1 not shown to you: each reviewer of an appeal judges alone
+
+Messages
+  customer (ticket), 25 min ago:
+  We render a film.
+  Please turn it on again�[2J!
+
+The customer's ticket
+  The CPU of these droplets is capped: 3164444.
+
+How to judge: docs/review-guideline.md
+"#,
     );
 }
 

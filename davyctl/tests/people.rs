@@ -301,6 +301,28 @@ async fn decisions_are_made_again_under_other_policies() {
 }
 
 #[tokio::test]
+async fn facts_are_brought_in_from_a_file_and_shown_with_their_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let world = World::start(dir.path()).await;
+    let file = dir.path().join("facts.jsonl");
+    let line =
+        r#"{"account": "acct-7", "run_rate": {"value": 12345, "as_of": "2019-05-29T00:00:00Z"}}"#;
+    std::fs::write(&file, line).unwrap();
+    let file = file.display().to_string();
+    let taken = world.said("ann", &["accounts", "import", &file]).await;
+    assert_eq!(taken, "Facts about 1 accounts were taken.\n");
+    let shown = world.said("ann", &["accounts", "show", "acct-7"]).await;
+    assert!(
+        shown.contains("123.45 a month") && shown.contains("unknown_standing"),
+        "{shown}"
+    );
+    let document = world.json("ann", &["accounts", "show", "acct-7"]).await;
+    assert_eq!(document["record"]["run_rate"]["value"], 12_345);
+    assert_eq!(document["facts"].as_array().unwrap().len(), 10);
+    world.server.shutdown().await;
+}
+
+#[tokio::test]
 async fn wrong_lines_are_told_by_number_before_anything_is_sent() {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), "{\"account\": \"a\"}\n{\"account\": 7}\n").unwrap();
