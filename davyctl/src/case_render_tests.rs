@@ -192,10 +192,13 @@ fn the_queue_at_80_columns() {
     golden(
         &text,
         r"
- CASE         STATE                LOCKED  CUSTOMER
- acct-4711/2  claimed by ann       yes     waits 25 min, answer overdue, paged
- acct-9/1     open                 -       waits 60 s, answer due in 14 min
- acct-12/4    decided: legitimate  -       -
+ CASE         STATE           LOCKED  CUSTOMER                 OPINIONS
+ acct-4711/2  claimed by ann  yes     waits 25 min, answer     appealed, 1 of 2
+                                      overdue, paged
+ acct-9/1     open            -       waits 60 s, answer due   -
+                                      in 14 min
+ acct-12/4    decided:        -       -                        -
+              legitimate
 
 3 cases: 2 open, 1 locked, 2 waiting customers, 1 overdue
 ",
