@@ -17,8 +17,8 @@ use std::sync::atomic::AtomicI64;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use davy_decision::dossier::Refusal;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_postgres::{
     Client, Config, IsolationLevel, NoTls, Row, Transaction,
     error::{Severity, SqlState},
@@ -225,11 +225,7 @@ impl Postgres {
 
 impl Postgres {
     /// Rows, read in one statement.
-    async fn select(
-        &self,
-        sql: &str,
-        params: &[&(dyn ToSql + Sync)],
-    ) -> Result<Vec<Row>, Fault> {
+    async fn select(&self, sql: &str, params: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, Fault> {
         let mut attempt = 1;
         loop {
             let found = async {
