@@ -9,6 +9,12 @@ use crate::place::{LIMITS, Place};
 use crate::proxy::{Cut, Proxy};
 use crate::support::*;
 
+/// As it goes over the line, and as no other statement has it (`READ COMMITTED`).
+const COMMIT: &str = "COMMIT\0";
+
+/// That a statement was understood (message `ParseComplete`).
+const PARSED: &str = "1\0\0\0\u{4}";
+
 /// A store whose line to the server can be cut.
 async fn behind_a_proxy(place: &Place) -> (Proxy, Arc<dyn Memory>) {
     let Place::Postgres { server, database } = place else {
@@ -27,7 +33,7 @@ async fn a_commit_whose_answer_is_lost_is_not_known_to_be_kept() {
     };
     let (proxy, memory) = behind_a_proxy(&place).await;
     make(&memory, "a", Reach::Fleet, count_one()).await.unwrap();
-    for (cut, letters) in [(Cut::Before("COMMIT"), 1), (Cut::After("COMMIT"), 2)] {
+    for (cut, letters) in [(Cut::Before(COMMIT), 1), (Cut::After(COMMIT, COMMIT), 2)] {
         proxy.arm(cut);
         let made = make(&memory, "a", Reach::Fleet, count_one()).await;
         assert!(proxy.was_cut());
@@ -59,7 +65,7 @@ async fn a_window_whose_commit_was_lost_is_known_when_it_comes_again() {
         .open(hello("host-1", INSTANCE), NOW_NS)
         .await
         .unwrap();
-    proxy.arm(Cut::After("COMMIT"));
+    proxy.arm(Cut::After(COMMIT, COMMIT));
     let recorded = memory.record(window("host-1", 1, 0, &["t"])).await;
     assert!(
         matches!(recorded, Err(StoreError::Unknown { .. })),
@@ -81,15 +87,15 @@ async fn a_connection_lost_before_the_commit_is_tried_again_on_another() {
         .unwrap();
     for (sequence, cut) in [
         (1, Cut::Before("INSERT INTO audit ")),
-        (2, Cut::After("INSERT INTO audit ")),
-        (3, Cut::After("UPDATE audit_head")),
+        (2, Cut::After("INSERT INTO audit ", PARSED)),
+        (3, Cut::After("UPDATE audit_head", PARSED)),
         (4, Cut::Before("START TRANSACTION")),
     ] {
         proxy.arm(cut);
         make(&memory, "a", Reach::Fleet, count_one()).await.unwrap();
         assert!(proxy.was_cut(), "{cut:?}");
         assert_eq!(followed(&memory).await, sequence, "{cut:?}");
-        proxy.arm(Cut::After("INSERT INTO history"));
+        proxy.arm(Cut::After("INSERT INTO history", PARSED));
         let recorded = memory.record(window("host-1", sequence, sequence, &["t"]));
         let recorded = recorded.await.unwrap();
         assert!(matches!(recorded, Recorded::Stored { missing: 0, .. }));

@@ -16,8 +16,8 @@ use tokio::net::{UnixListener, UnixStream};
 pub(crate) enum Cut {
     /// The server never hears the word.
     Before(&'static str),
-    /// The server hears it, and has answered; the store never hears the answer.
-    After(&'static str),
+    /// The server hears it, and has said the second word in answer; the store never hears that.
+    After(&'static str, &'static str),
 }
 
 pub(crate) struct Proxy {
@@ -66,9 +66,12 @@ impl Drop for Proxy {
 fn taken(armed: &Mutex<Option<Cut>>, said: &[u8]) -> Option<Cut> {
     let mut armed = armed.lock().unwrap();
     let cut = (*armed)?;
-    let (Cut::Before(word) | Cut::After(word)) = cut;
-    let heard = said.windows(word.len()).any(|part| part == word.as_bytes());
-    heard.then(|| armed.take()).flatten()
+    let (Cut::Before(word) | Cut::After(word, _)) = cut;
+    has(said, word).then(|| armed.take()).flatten()
+}
+
+fn has(said: &[u8], word: &str) -> bool {
+    said.windows(word.len()).any(|part| part == word.as_bytes())
 }
 
 /// Until either side ends, or the line is cut.
@@ -85,9 +88,13 @@ async fn pass(mut client: UnixStream, mut server: UnixStream, armed: Arc<Mutex<O
                 if server.write_all(&asked[..bytes]).await.is_err() {
                     return;
                 }
-                if cut.is_some() {
-                    // The answer is waited for, so that it is known to be done, and dropped.
-                    let _ = server.read(&mut answered).await;
+                if let Some(Cut::After(_, answer)) = cut {
+                    // Waited for, so that it is known to be done. Answers to what was asked before may come first.
+                    let mut heard = Vec::new();
+                    while !has(&heard, answer) {
+                        let Ok(bytes @ 1..) = server.read(&mut answered).await else { return };
+                        heard.extend_from_slice(&answered[..bytes]);
+                    }
                     return;
                 }
             }
