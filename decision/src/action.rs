@@ -84,6 +84,8 @@ pub enum State {
     },
     /// It may have arrived or not: to be queried.
     Doubtful {
+        /// When it was released: names the release that answers are of.
+        released_at: Time,
         /// Since when.
         since: Time,
         /// When it is to be queried next.
@@ -301,16 +303,36 @@ impl State {
         }
     }
 
-    /// Takes what became of it. The same answer twice, or a late one, changes nothing.
+    /// The release that is under way, by its time; none if there is none.
+    #[must_use]
+    pub const fn released_at(&self) -> Option<Time> {
+        match self {
+            Self::Released { at }
+            | Self::Doubtful {
+                released_at: at, ..
+            } => Some(*at),
+            Self::Planned | Self::Done { .. } | Self::Refused { .. } | Self::Withheld { .. } => {
+                None
+            }
+        }
+    }
+
+    /// Takes what became of the release of `released_at`. The same answer twice, or a late one, changes nothing: what an earlier
+    /// release came to says nothing about this one, unless it was done.
     ///
     /// # Errors
     /// If it was never released.
     pub fn learn(
         &mut self,
         key: impl fmt::Display,
+        released_at: Time,
         at: Time,
         outcome: Outcome,
     ) -> Result<(), TransitionError> {
+        let earlier = (self.released_at()).is_some_and(|this| this != released_at);
+        if earlier && outcome != Outcome::Done {
+            return Ok(());
+        }
         let next = match (&*self, outcome) {
             (Self::Planned | Self::Withheld { .. }, _) => {
                 return Err(of(key)(self.cannot("answered")));
@@ -322,8 +344,15 @@ impl State {
             (Self::Released { .. } | Self::Doubtful { .. }, Outcome::Refused { why }) => {
                 Self::Refused { at, why }
             }
-            (Self::Released { .. }, Outcome::Doubtful) => Self::doubtful(at, at),
-            (Self::Doubtful { since, .. }, Outcome::Doubtful) => Self::doubtful(*since, at),
+            (Self::Released { at: released_at }, Outcome::Doubtful) => {
+                Self::doubtful(*released_at, at, at)
+            }
+            (
+                Self::Doubtful {
+                    released_at, since, ..
+                },
+                Outcome::Doubtful,
+            ) => Self::doubtful(*released_at, *since, at),
             // Only a query can say so, and a query is asked only in doubt.
             (Self::Released { .. }, Outcome::NeverSeen) => {
                 return Err(of(key)(self.cannot("never seen")));
@@ -335,9 +364,10 @@ impl State {
     }
 
     /// In doubt since `since`: asked again after as long as it has been, within bounds.
-    fn doubtful(since: Time, at: Time) -> Self {
+    fn doubtful(released_at: Time, since: Time, at: Time) -> Self {
         let (least, greatest) = QUERY_EVERY;
         Self::Doubtful {
+            released_at,
             since,
             query_at: at.after((at - since).clamp(least, greatest)),
         }
@@ -345,8 +375,9 @@ impl State {
 
     /// Whoever released it has not said what became of it for too long, and may be gone: it is in doubt, to be queried at once.
     pub fn doubt(&mut self, at: Time) {
-        if matches!(self, Self::Released { .. }) {
+        if let Self::Released { at: released_at } = *self {
             *self = Self::Doubtful {
+                released_at,
                 since: at,
                 query_at: at,
             };
@@ -401,20 +432,38 @@ mod tests {
     fn what_is_in_doubt_is_released_again_only_if_a_query_found_that_it_never_arrived() {
         let mut action = State::Planned;
         action.release(planned().key, T0).unwrap();
-        assert!(action.learn("a", T0, Outcome::NeverSeen).is_err());
+        assert!(action.learn("a", T0, T0, Outcome::NeverSeen).is_err());
         action.doubt(T0);
         assert!(action.release(planned().key, T0).is_err());
-        action.learn("a", T0, Outcome::Doubtful).unwrap();
+        action.learn("a", T0, T0, Outcome::Doubtful).unwrap();
         assert!(action.release(planned().key, T0).is_err());
-        action.learn("a", T0, Outcome::NeverSeen).unwrap();
+        action.learn("a", T0, T0, Outcome::NeverSeen).unwrap();
         assert_eq!(action.release(planned().key, T0), Ok(()));
+    }
+
+    #[test]
+    fn what_an_earlier_release_came_to_says_nothing_about_this_one_unless_it_was_done() {
+        let later = T0.after(Span::minutes(2));
+        let mut again = State::Planned;
+        again.release(planned().key, later).unwrap();
+        again.doubt(later.after(Span::minutes(1)));
+        let doubtful = again.clone();
+        let refused = Outcome::Refused {
+            why: "late".to_owned(),
+        };
+        for stale in [refused, Outcome::Doubtful, Outcome::NeverSeen] {
+            again.learn("a", T0, later, stale).unwrap();
+            assert_eq!(again, doubtful);
+        }
+        again.learn("a", T0, later, Outcome::Done).unwrap();
+        assert_eq!(again, State::Done { at: later });
     }
 
     #[test]
     fn the_same_answer_twice_and_rubbish_after_it_change_nothing() {
         let mut action = State::Planned;
         action.release(planned().key, T0).unwrap();
-        action.learn("a", T0, Outcome::Done).unwrap();
+        action.learn("a", T0, T0, Outcome::Done).unwrap();
         let done = action.clone();
         let refused = Outcome::Refused {
             why: "no".to_owned(),
@@ -425,7 +474,7 @@ mod tests {
             Outcome::Doubtful,
             Outcome::NeverSeen,
         ] {
-            action.learn("a", T0, late).unwrap();
+            action.learn("a", T0, T0, late).unwrap();
             assert_eq!(action, done);
         }
     }
@@ -438,6 +487,6 @@ mod tests {
         let mut action = State::Planned;
         action.withhold("a", T0, "a hold".to_owned()).unwrap();
         assert!(action.release(planned().key, T0).is_err());
-        assert!(action.learn("a", T0, Outcome::Done).is_err());
+        assert!(action.learn("a", T0, T0, Outcome::Done).is_err());
     }
 }

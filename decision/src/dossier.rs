@@ -26,14 +26,14 @@ pub use outbox::Errand;
 pub use turn::Turn;
 
 use crate::{
-    account::{AccountId, Facts},
+    account::{AccountId, DropletId, Facts},
     action::{Action, By, Key, Letter, State},
     case::{self, Case, CaseId},
     decide::{Input, Plan},
     episode::{Episode, Sighting},
     fleet::Fleet,
     policy::Step,
-    safety::{Allowed, Conversation, Hold, Safety},
+    safety::{self, Allowed, Conversation, Ground, Hold, Looked, Safety},
     settings::Settings,
     statement,
     time::{Span, Time},
@@ -230,6 +230,31 @@ impl Dossier {
             ruling: self.ruling,
             taken,
             episode,
+        })
+    }
+
+    /// Every safety, as of `at`, for acting on `targets`; facts that change count if at most `facts_fresh` old.
+    #[must_use]
+    pub fn safeties(
+        &self,
+        fleet: &Fleet,
+        settings: &Settings,
+        facts_fresh: Span,
+        targets: &[DropletId],
+        at: Time,
+    ) -> Vec<Looked> {
+        let doubt = self.clock_doubt(at);
+        safety::look(&Ground {
+            at,
+            settings,
+            facts_fresh,
+            facts: &self.facts,
+            fetch_failed: doubt.as_deref().or(self.fetch_failed.as_deref()),
+            allowed: self.allowed.as_ref(),
+            holds: &self.holds,
+            conversation: self.conversation.as_ref(),
+            fleet,
+            targets,
         })
     }
 

@@ -128,8 +128,9 @@ impl World {
 
     fn learn(&mut self, key: &Key, outcome: Outcome, at: u64) -> Vec<Event> {
         let parcel = Parcel::Action(key.clone());
+        let released_at = self.state(key).released_at().unwrap_or_default();
         self.dossier
-            .learn(&parcel, outcome, &self.settings, minute(at))
+            .learn(&parcel, released_at, outcome, &self.settings, minute(at))
             .unwrap()
     }
 
@@ -293,6 +294,20 @@ fn an_unlock_undoes_sets_the_hold_and_the_flag_at_once() {
 }
 
 #[test]
+fn a_reason_given_with_an_unlock_is_kept() {
+    let (mut world, _) = World::throttled();
+    let text = "They run a farm of login servers and showed us the code.";
+    let reason = Some(text.to_owned().try_into().unwrap());
+    let World {
+        dossier, settings, ..
+    } = &mut world;
+    (dossier.unlock(&ann(), true, reason, [], settings, minute(30))).unwrap();
+    let case = dossier.case.as_ref().unwrap();
+    assert_eq!(case.opinions[0].reason.as_str(), text);
+    assert!(!case.is_open() && !case.wants_review());
+}
+
+#[test]
 fn three_hours_after_an_unlock_the_same_load_leads_to_nothing() {
     let (mut world, _) = World::throttled();
     world.unlock(false, 30);
@@ -321,6 +336,23 @@ fn what_was_done_while_the_customer_spoke_is_undone() {
         .unwrap();
     world.learn(&key, Outcome::Done, 22);
     assert_eq!(world.state(&Key { undo: true, ..key }), State::Planned);
+}
+
+#[test]
+fn a_query_waits_until_the_control_plane_would_refuse_the_order() {
+    let mut world = World::throttling();
+    let key = world.key(Step::Throttle, false);
+    world.release(&key, 21);
+    world.learn(&key, Outcome::Doubtful, 21);
+    let queried = |world: &World, at: Time| {
+        let errands = world.dossier.errands(&world.fleet, at);
+        errands
+            .iter()
+            .any(|errand| matches!(errand, Errand::Query { .. }))
+    };
+    let void = minute(21).after(world.settings.delivery_ms);
+    assert!(!queried(&world, void));
+    assert!(queried(&world, void.after(world.settings.delivery_ms)));
 }
 
 #[test]

@@ -14,6 +14,7 @@
 //! | [`dossier`] | all that is held of one account, and every way it changes |
 //! | [`action`], [`order`] | what is asked of the control plane, and how far it is |
 //! | [`case`], [`text`] | what people decide, and their reasons |
+//! | [`review`] | what is usual and what is not, for those who decide |
 //! | [`statement`] | what customers are told |
 //! | [`audit`] | the log of what happened, hash-chained |
 
@@ -27,6 +28,7 @@ pub mod episode;
 pub mod fleet;
 pub mod order;
 pub mod policy;
+pub mod review;
 pub mod safety;
 pub mod settings;
 pub mod statement;

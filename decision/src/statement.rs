@@ -3,7 +3,9 @@
 //! Every text says what was seen, which rule applied, whether a person or Davy did it, what it means, and how to answer; none is
 //! final without a way back.
 
-use crate::{case::CaseId, decide::Plan, policy::Step, settings::Settings, time::Time};
+use crate::{
+    account::DropletId, case::CaseId, decide::Plan, policy::Step, settings::Settings, time::Time,
+};
 
 /// What was done, to whom it was done.
 fn done(step: Step) -> &'static str {
@@ -41,7 +43,7 @@ pub fn of_plan(
     ends_at: Option<Time>,
     settings: &Settings,
 ) -> String {
-    let targets: Vec<_> = plan.targets.iter().map(|id| id.as_str()).collect();
+    let targets: Vec<_> = plan.targets.iter().map(DropletId::as_str).collect();
     let rules: Vec<_> = (plan.asked.iter())
         .filter(|asked| asked.step == step && asked.permitted)
         .flat_map(|asked| asked.policies.iter().map(String::as_str))

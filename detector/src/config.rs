@@ -4,7 +4,15 @@
 //! ```toml
 //! listen = "127.0.0.1:7700"
 //! metrics_listen = "127.0.0.1:7701"
-//! database = "davy.db"
+//! database = "davy.db"              # or postgres://USER@HOST/DATABASE, for several detectors
+//! policy_dir = "/etc/davy/policy"   # *.cedar, and settings.toml; without: the policy that ships
+//!
+//! [directory]                       # and [actions]: see crate::action::config
+//! url = "http://127.0.0.1:7800"
+//!
+//! [webhook]                         # what customers say, signed: see crate::account::webhook
+//! listen = "127.0.0.1:7702"
+//! secret_file = "/etc/davy/customers.secret"
 //!
 //! [limits]
 //! hosts_max = 16384
@@ -12,6 +20,11 @@
 //! history_per_tenant_max = 8640     # windows: a day at 10 s
 //! history_total_max = 2000000       # windows of all tenants: about 1 GB
 //! retention_hours = 168             # unseen tenants and hosts are removed after a week
+//!
+//! [[tokens]]                        # who may see and decide cases: see crate::people
+//! identity = "ann"
+//! kind = "person"
+//! sha256 = "…"                      # `davyctl token new ann` prints it
 //! ```
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -19,7 +32,9 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use crate::action::config::{ActionsConfig, DirectoryConfig};
 use crate::ingest::validate::TENANTS_MAX;
+use crate::people::{Gate, TokenConfig, TokenError};
 use crate::store::Limits;
 
 /// Everything `davy-detector serve` can be told.
@@ -30,10 +45,30 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Where `/metrics` is served. Port 0: any free one.
     pub metrics_listen: SocketAddr,
-    /// The SQLite file; it is made if absent, its directory is not.
-    pub database: PathBuf,
+    /// The SQLite file (it is made if absent, its directory is not), or the URL of a PostgreSQL database.
+    pub database: String,
+    /// Where the policies are, with `settings.toml`; none: what ships.
+    pub policy_dir: Option<PathBuf>,
+    /// Where the provider's facts come from.
+    pub directory: DirectoryConfig,
+    /// Where actions go.
+    pub actions: ActionsConfig,
+    /// The webhook for what customers say; none: gRPC alone.
+    pub webhook: Option<HookConfig>,
     /// Bounds on what is kept.
     pub limits: LimitsConfig,
+    /// Whose tokens are let in.
+    pub tokens: Vec<TokenConfig>,
+}
+
+/// `[webhook]`: see [`crate::account::webhook`].
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HookConfig {
+    /// Where it is served (HTTP). Port 0: any free one.
+    pub listen: SocketAddr,
+    /// The shared secret, in a file of its own.
+    pub secret_file: PathBuf,
 }
 
 /// `[limits]`.
@@ -61,8 +96,13 @@ impl Default for Config {
         Self {
             listen: loopback(7700),
             metrics_listen: loopback(7701),
-            database: PathBuf::from("davy.db"),
+            database: "davy.db".to_owned(),
+            policy_dir: None,
+            directory: DirectoryConfig::default(),
+            actions: ActionsConfig::default(),
+            webhook: None,
             limits: LimitsConfig::default(),
+            tokens: Vec::new(),
         }
     }
 }
@@ -108,6 +148,9 @@ pub enum ConfigError {
         /// What it must be.
         range: String,
     },
+    /// A token's stanza cannot be used.
+    #[error(transparent)]
+    Token(#[from] TokenError),
 }
 
 impl Config {
@@ -133,6 +176,7 @@ impl Config {
             why: describe(&error, text),
         })?;
         config.store_limits()?;
+        Gate::new(&config.tokens)?;
         Ok(config)
     }
 

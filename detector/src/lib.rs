@@ -8,13 +8,15 @@
 //! - [`metrics`] — what `/metrics` says.
 //! - [`server`] — all of it, started and stopped.
 //! - [`config`] — the configuration, none of which is needed.
-//!
-//! There is no authentication yet: it listens on loopback unless told otherwise.
+//! - [`case`] — `Cases`, [`automation`] — `Automation`, [`safety_service`] — `SafetyService`: people's side of decisions.
+//! - [`people`] — who calls: tokens of people and services. Agents have none yet: it listens on loopback unless told otherwise.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
 pub mod account;
 pub mod action;
+pub mod automation;
+pub mod case;
 pub mod config;
 pub mod desk;
 pub mod engine;
@@ -22,9 +24,13 @@ pub mod evidence;
 pub mod ingest;
 pub mod inventory;
 pub mod metrics;
+pub mod people;
 pub mod policy;
+pub mod safety_service;
 pub mod server;
+pub mod signature;
 pub mod store;
+mod upkeep;
 
 pub use config::Config;
 pub use server::Server;

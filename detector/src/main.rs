@@ -38,9 +38,12 @@ struct Serve {
     /// Where Prometheus scrapes /metrics; port 0 takes any free one [default: 127.0.0.1:7701]
     #[arg(long, value_name = "ADDRESS:PORT")]
     metrics_listen: Option<SocketAddr>,
-    /// The SQLite file; made if absent [default: davy.db]
-    #[arg(long, value_name = "FILE")]
-    database: Option<PathBuf>,
+    /// The SQLite file, made if absent; or postgres://USER@HOST/DATABASE [default: davy.db]
+    #[arg(long, value_name = "FILE|URL")]
+    database: Option<String>,
+    /// Directory of the policies (*.cedar) and settings.toml; without: the policy that ships
+    #[arg(long, value_name = "DIR")]
+    policy: Option<PathBuf>,
 }
 
 impl Serve {
@@ -52,6 +55,7 @@ impl Serve {
         config.listen = self.listen.unwrap_or(config.listen);
         config.metrics_listen = self.metrics_listen.unwrap_or(config.metrics_listen);
         config.database = self.database.unwrap_or(config.database);
+        config.policy_dir = self.policy.or(config.policy_dir);
         Ok(config)
     }
 }

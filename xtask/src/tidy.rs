@@ -19,8 +19,8 @@ const UNSAFE_PLACES: [&str; 4] = [
     "tests/host/src/",
 ];
 
-/// The crate that decides what evidence means: a pure function of its input.
-const PURE_CRATE: &str = "evidence/";
+/// The crates that decide, what evidence means and what is done about it: pure functions of their inputs.
+const PURE_CRATES: [&str; 2] = ["evidence/", "decision/"];
 
 /// A named rule.
 #[derive(Debug, Clone, Copy)]
@@ -54,8 +54,8 @@ pub const RULES: &[Rule] = &[
         check: no_machine_paths,
     },
     Rule {
-        name: "evidence_is_pure",
-        check: evidence_is_pure,
+        name: "deciding_is_pure",
+        check: deciding_is_pure,
     },
     Rule {
         name: "sensors_come_in_threes",
@@ -185,29 +185,30 @@ fn begins_a_path(line: &str, prefix: &str) -> bool {
     })
 }
 
-fn evidence_is_pure(files: &[SourceFile]) -> Vec<String> {
-    let code = rust(files).filter(|file| file.path.starts_with(&format!("{PURE_CRATE}src/")));
-    let mut violations = lines_of_code(code, impure);
-    let manifest = format!("{PURE_CRATE}Cargo.toml");
-    match files.iter().find(|file| file.path == manifest) {
-        None => violations.push(format!(
-            "{manifest}: not found, so its purity cannot be checked"
-        )),
-        Some(file) => {
-            let table = file.text.parse::<toml::Table>().unwrap_or_default();
-            for name in table
-                .get("dependencies")
-                .and_then(toml::Value::as_table)
-                .into_iter()
-                .flatten()
-            {
-                if ["rand", "tokio", "fastrand", "getrandom"].contains(&name.0.as_str()) {
-                    violations.push(format!("{manifest}: depends on {}", name.0));
-                }
-            }
+fn deciding_is_pure(files: &[SourceFile]) -> Vec<String> {
+    let mut violations = Vec::new();
+    for place in PURE_CRATES {
+        let code = rust(files).filter(|file| file.path.starts_with(&format!("{place}src/")));
+        violations.extend(lines_of_code(code, impure));
+        let manifest = format!("{place}Cargo.toml");
+        match files.iter().find(|file| file.path == manifest) {
+            None => violations.push(format!(
+                "{manifest}: not found, so its purity cannot be checked"
+            )),
+            Some(file) => violations.extend(impure_dependencies(file)),
         }
     }
     violations
+}
+
+fn impure_dependencies(manifest: &SourceFile) -> Vec<String> {
+    let table = manifest.text.parse::<toml::Table>().unwrap_or_default();
+    (table.get("dependencies").and_then(toml::Value::as_table))
+        .into_iter()
+        .flatten()
+        .filter(|(name, _)| ["rand", "tokio", "fastrand", "getrandom"].contains(&name.as_str()))
+        .map(|(name, _)| format!("{}: depends on {name}", manifest.path))
+        .collect()
 }
 
 /// What a line brings in from the world outside, if it does.
@@ -215,13 +216,13 @@ fn impure(line: &str) -> Option<&'static str> {
     let grouped = line.contains("std::{");
     for module in ["time", "fs", "net", "env", "process", "thread"] {
         if has_word(line, &format!("std::{module}")) || (grouped && has_word(line, module)) {
-            return Some("the evidence is a pure function: no clock, file, network or process");
+            return Some("what decides is a pure function: no clock, file, network or process");
         }
     }
     ["rand", "tokio"]
         .iter()
         .any(|name| has_word(line, name) && line.contains(&format!("{name}::")))
-        .then_some("the evidence is a pure function: no randomness, no runtime")
+        .then_some("what decides is a pure function: no randomness, no runtime")
 }
 
 fn sensors_come_in_threes(files: &[SourceFile]) -> Vec<String> {
@@ -377,8 +378,15 @@ mod tests {
     }
 
     #[test]
-    fn impure_evidence_is_found() {
-        let manifest = file("evidence/Cargo.toml", "[dependencies]\nthiserror = \"2\"\n");
+    fn what_decides_impurely_is_found() {
+        let manifests = |dependencies: &str| {
+            PURE_CRATES.map(|place| file(&format!("{place}Cargo.toml"), dependencies))
+        };
+        let with = |path: &str, line: &str| {
+            let mut files = manifests("[dependencies]\nthiserror = \"2\"\n").to_vec();
+            files.push(file(path, line));
+            deciding_is_pure(&files).len()
+        };
         for line in [
             "use std::time::Instant;",
             "use std::{fs, path};",
@@ -386,28 +394,15 @@ mod tests {
             "let x = rand::random();",
             "use tokio::sync::watch;",
         ] {
-            let files = [manifest.clone(), file("evidence/src/lib.rs", line)];
-            assert_eq!(evidence_is_pure(&files).len(), 1, "{line}");
-            let files = [manifest.clone(), file("agent/src/lib.rs", line)];
-            assert_eq!(evidence_is_pure(&files).len(), 0, "{line}");
+            assert_eq!(with("evidence/src/lib.rs", line), 1, "{line}");
+            assert_eq!(with("decision/src/lib.rs", line), 1, "{line}");
+            assert_eq!(with("agent/src/lib.rs", line), 0, "{line}");
         }
-        let files = [
-            manifest.clone(),
-            file(
-                "evidence/src/lib.rs",
-                "// std::time\nlet time = operand::new();",
-            ),
-        ];
-        assert!(evidence_is_pure(&files).is_empty());
-        assert_eq!(
-            evidence_is_pure(&one(
-                "evidence/Cargo.toml",
-                "[dependencies]\nrand = \"1\"\n"
-            ))
-            .len(),
-            1
-        );
-        assert_eq!(evidence_is_pure(&[]).len(), 1);
+        let innocent = "// std::time\nlet time = operand::new();";
+        assert_eq!(with("decision/src/lib.rs", innocent), 0);
+        let dependent = manifests("[dependencies]\nrand = \"1\"\n");
+        assert_eq!(deciding_is_pure(&dependent).len(), 2);
+        assert_eq!(deciding_is_pure(&[]).len(), 2, "nothing was checked");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The outbox: actions and letters, from planned to done.
 
-use super::{Dossier, Event, PARCELS_MAX, Refusal};
+use super::{Dossier, Event, PARCELS_MAX, Refusal, turn::answer_within};
 use crate::{
     account::Facts,
     action::{Action, By, Key, Letter, Outcome, Parcel, Recipient, State},
@@ -25,7 +25,12 @@ pub enum Errand {
         with_facts: bool,
     },
     /// Ask what became of a parcel.
-    Query(Parcel),
+    Query {
+        /// Which.
+        parcel: Parcel,
+        /// The release that is asked about.
+        released_at: Time,
+    },
     /// Give the account's part of the budget back: nothing holds it any more.
     FreeBudget,
 }
@@ -65,9 +70,14 @@ impl Dossier {
         for (parcel, state, with_facts, ready) in actions.chain(letters) {
             match state {
                 State::Planned if ready => errands.push(Errand::Release { parcel, with_facts }),
-                State::Doubtful { query_at, .. } if *query_at <= at => {
-                    errands.push(Errand::Query(parcel));
-                }
+                State::Doubtful {
+                    released_at,
+                    query_at,
+                    ..
+                } if *query_at <= at => errands.push(Errand::Query {
+                    parcel,
+                    released_at: *released_at,
+                }),
                 _ => {}
             }
         }
@@ -261,19 +271,8 @@ impl Dossier {
         if self.is_undone(&action.key) {
             return Some("it was undone before it left".to_owned());
         }
-        let doubt = self.clock_doubt(at);
-        let looked = safety::look(&Ground {
-            at,
-            settings,
-            facts_fresh: settings.release_facts_fresh_ms,
-            facts: &self.facts,
-            fetch_failed: doubt.as_deref().or(self.fetch_failed.as_deref()),
-            allowed: self.allowed.as_ref(),
-            holds: &self.holds,
-            conversation: self.conversation.as_ref(),
-            fleet,
-            targets: &action.targets,
-        });
+        let fresh = settings.release_facts_fresh_ms;
+        let looked = self.safeties(fleet, settings, fresh, &action.targets, at);
         let names: Vec<_> = in_force(&looked)
             .iter()
             .map(|safety| safety.name())
@@ -347,14 +346,17 @@ impl Dossier {
         }
     }
 
-    /// Takes what became of a parcel. If an automated action was done and something speaks for the customer by now, it is undone; if an
-    /// undoing was refused, somebody is paged.
+    /// Takes what became of a parcel's release of `released_at` ([`Order::released_at`], [`Errand::Query`]). If an automated action was
+    /// done and something speaks for the customer by now, it is undone; if an undoing was refused, somebody is paged.
+    ///
+    /// A release in doubt is queried only once the control plane would refuse it: before, "never seen" could still come to be done.
     ///
     /// # Errors
     /// If there is no such parcel, or it was never released.
     pub fn learn(
         &mut self,
         parcel: &Parcel,
+        released_at: Time,
         outcome: Outcome,
         settings: &Settings,
         at: Time,
@@ -364,7 +366,15 @@ impl Dossier {
             Parcel::Letter { number, .. } => &mut self.letter(*number)?.state,
         };
         let before = state.clone();
-        state.learn(parcel, at, outcome)?;
+        state.learn(parcel, released_at, at, outcome)?;
+        if let State::Doubtful {
+            released_at,
+            query_at,
+            ..
+        } = state
+        {
+            *query_at = (*query_at).max(released_at.after(answer_within(settings)));
+        }
         let state = state.clone();
         if state == before {
             return Ok(Vec::new());

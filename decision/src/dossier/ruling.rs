@@ -18,7 +18,8 @@ use crate::{
 
 impl Dossier {
     /// A person unlocks: what Davy and people did is undone, what was about to leave is withheld, the hold is set, and if the customer
-    /// is in the right (`legitimate`) the flag as well; all at once. Of an appealed case it is a review and needs a `reason`.
+    /// is in the right (`legitimate`) the flag as well; all at once. Of an appealed case it is a review and needs a `reason`; of any
+    /// other a reason is kept if there is one.
     ///
     /// # Errors
     /// If there is no case to decide, another person has it, or the reason of a review is missing or no reason of its own.
@@ -37,23 +38,29 @@ impl Dossier {
             Ruling::Unsure
         };
         let case = self.case_mut()?;
-        if let (true, Some(reason)) = (case.appealed_at.is_some(), reason) {
-            let opinion = Opinion {
-                by: by.clone(),
-                at,
-                finding: Finding::Unlock,
-                measure: None,
-                reason,
-            };
-            if case.opine(opinion, earlier)?.is_some() {
-                case.state = case::State::Decided { ruling, at };
-            } else {
-                let (case, by) = (case.id.clone(), by.clone());
-                let finding = Finding::Unlock;
-                return Ok(vec![Event::OpinionGiven { case, by, finding }]);
+        let appealed = case.appealed_at.is_some();
+        let opinion = reason.map(|reason| Opinion {
+            by: by.clone(),
+            at,
+            finding: Finding::Unlock,
+            measure: None,
+            reason,
+        });
+        match opinion {
+            Some(opinion) if appealed => {
+                if case.opine(opinion, earlier)?.is_some() {
+                    case.state = case::State::Decided { ruling, at };
+                } else {
+                    let (case, by) = (case.id.clone(), by.clone());
+                    let finding = Finding::Unlock;
+                    return Ok(vec![Event::OpinionGiven { case, by, finding }]);
+                }
             }
-        } else {
-            case.unlock(by, ruling, at)?;
+            // One word is enough: its reason is kept with the case, and not held against the unlock.
+            reason => {
+                case.unlock(by, ruling, at)?;
+                case.opinions.extend(reason);
+            }
         }
         Ok(self.unlocked(by, ruling, settings, at))
     }

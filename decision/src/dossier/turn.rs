@@ -235,6 +235,6 @@ impl Dossier {
 }
 
 /// A release without an answer is in doubt after this: twice as long as the control plane may take it.
-fn answer_within(settings: &Settings) -> Span {
+pub(super) fn answer_within(settings: &Settings) -> Span {
     settings.delivery_ms.plus(settings.delivery_ms)
 }

@@ -20,13 +20,16 @@ const REMEMBER: Span = Span::hours(1);
 /// Most droplets remembered; beyond, all are forgotten and asked for again.
 const REMEMBERED_MAX: usize = 100_000;
 
+/// What the directory said of a droplet, and when.
+type Told = (Option<AccountId>, Time);
+
 /// See the module.
 #[derive(Clone)]
 pub struct Attribution {
     desk: Desk,
     directory: Arc<dyn Directory>,
     /// What the directory said of droplets that no inventory has, and when.
-    asked: Arc<Mutex<HashMap<DropletId, (Option<AccountId>, Time)>>>,
+    asked: Arc<Mutex<HashMap<DropletId, Told>>>,
 }
 
 impl Attribution {

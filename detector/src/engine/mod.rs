@@ -20,6 +20,7 @@ use davy_decision::{
     action::Parcel,
     audit::Actor,
     dossier::{Errand, Event},
+    time::Time,
 };
 use tokio::sync::{Semaphore, watch};
 
@@ -59,20 +60,16 @@ pub struct Engine {
 
 impl Engine {
     /// Runs until `stopped`. An account that is being attended to is finished with first.
-    pub async fn run(self: Arc<Self>, mut stopped: watch::Receiver<bool>) {
+    pub async fn run(self: Arc<Self>, stopped: watch::Receiver<bool>) {
         let room = Arc::new(Semaphore::new(AT_ONCE));
         let busy: Arc<Mutex<HashSet<AccountId>>> = Arc::default();
         let mut looks = tokio::time::interval(LOOK_INTERVAL);
         looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let stopping = crate::server::stopping(stopped);
+        tokio::pin!(stopping);
         loop {
             tokio::select! {
-                gone = stopped.wait_for(|stopped| *stopped) => {
-                    if gone.is_ok() {
-                        break;
-                    }
-                    // Dropped without a shutdown: go on.
-                    looks.tick().await;
-                }
+                () = &mut stopping => break,
                 _ = looks.tick() => {}
             }
             let due = match self.desk.ledger.due(self.desk.now(), DUE_MAX).await {
@@ -187,9 +184,12 @@ impl Engine {
     async fn run_errand(&self, account: &AccountId, errand: Errand) -> Result<(), LedgerError> {
         match errand {
             Errand::FreeBudget => self.free_budget(account).await,
-            Errand::Query(parcel) => {
+            Errand::Query {
+                parcel,
+                released_at,
+            } => {
                 let answer = self.driver.query(&parcel.to_string()).await;
-                self.learn(account, parcel, answer).await
+                self.learn(account, parcel, released_at, answer).await
             }
             Errand::Release { parcel, with_facts } => {
                 let fresh = if with_facts {
@@ -210,7 +210,8 @@ impl Engine {
                 };
                 let answer = self.driver.perform(&order).await;
                 fault::point("delivered");
-                self.learn(account, parcel, answer).await?;
+                self.learn(account, parcel, order.released_at, answer)
+                    .await?;
                 fault::point("learnt");
                 Ok(())
             }
@@ -265,6 +266,7 @@ impl Engine {
         &self,
         account: &AccountId,
         parcel: Parcel,
+        released_at: Time,
         answer: Answer,
     ) -> Result<(), LedgerError> {
         let Answer { outcome, detail } = answer;
@@ -275,7 +277,9 @@ impl Engine {
             .act(
                 account.clone(),
                 Actor::Automation,
-                move |dossier, settings, at| dossier.learn(&parcel, outcome.clone(), settings, at),
+                move |dossier, settings, at| {
+                    dossier.learn(&parcel, released_at, outcome.clone(), settings, at)
+                },
             )
             .await;
         match learnt {

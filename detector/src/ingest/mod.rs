@@ -7,6 +7,9 @@
 //! failing store (the window is not acknowledged, so the agent sends it again). Bytes that do not decode ([`service`]) and
 //! windows above [`WINDOW_BYTES_MAX`] are refused like anything malformed.
 //!
+//! What a stored window says of droplets goes into their accounts' records ([`crate::account`]) before it is acknowledged: if that
+//! fails, the agent sends the window again, and a window that was stored before is looked at again.
+//!
 //! Where a stored window makes a tenant suspect, the agent is asked for a closer look ([`closer_look`]).
 //!
 //! One window of a host is in work at a time; HTTP/2's flow control holds the agent back meanwhile.
@@ -21,6 +24,7 @@ use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Status};
 
+use crate::account::attribute::Attribution;
 use crate::metrics::Metrics;
 use crate::store::Store;
 
@@ -48,16 +52,23 @@ const ANSWERS_MAX: usize = 16;
 #[derive(Clone)]
 pub struct Ingest {
     store: Arc<dyn Store>,
+    attribution: Attribution,
     metrics: Arc<Metrics>,
     live: live::Live,
 }
 
 impl Ingest {
-    /// A service that stores into `store`.
+    /// A service that stores into `store`, and gives accounts what is seen of their droplets.
     #[must_use]
-    pub fn new(store: Arc<dyn Store>, metrics: Arc<Metrics>, live: live::Live) -> Self {
+    pub fn new(
+        store: Arc<dyn Store>,
+        attribution: Attribution,
+        metrics: Arc<Metrics>,
+        live: live::Live,
+    ) -> Self {
         Self {
             store,
+            attribution,
             metrics,
             live,
         }

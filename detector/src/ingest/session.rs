@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use davy_decision::episode::Sighting;
 use davy_proto::v1;
 use davy_proto::v1::agent_message::Message as FromAgent;
 use davy_proto::v1::detector_message::Message as ToAgent;
@@ -14,12 +15,20 @@ use super::live::Stop;
 use super::sequence::SEQUENCE_JUMP_MAX;
 use super::service::Inbound;
 use super::{HELLO_TIMEOUT, Ingest, Malformed, Reason, WINDOW_BYTES_MAX, validate};
+use crate::account::sighting::Stirring;
 use crate::evidence::judge;
 use crate::metrics::WindowResult;
 use crate::store::{Record, Recorded, StoreError};
 use crate::unix_now_ns;
 
 type Answers = mpsc::Sender<Result<v1::DetectorMessage, Status>>;
+
+/// What is remembered of a stream's windows.
+#[derive(Default)]
+struct Seen {
+    looks: CloserLooks,
+    stirring: Stirring,
+}
 
 /// A stream after its `Hello`.
 struct Session<'a> {
@@ -150,7 +159,7 @@ impl Session<'_> {
         inbound: &mut Inbound,
         stop: &mut oneshot::Receiver<Stop>,
     ) -> Result<(), Status> {
-        let mut looks = CloserLooks::default();
+        let mut seen = Seen::default();
         loop {
             let mut asked = Vec::new();
             let message = tokio::select! {
@@ -161,7 +170,7 @@ impl Session<'_> {
             let answer = match message {
                 Ok(Some(Ok(v1::AgentMessage { message }))) => match message {
                     Some(FromAgent::Window(window)) => {
-                        self.window(window, &mut looks, &mut asked).await?
+                        self.window(window, &mut seen, &mut asked).await?
                     }
                     Some(FromAgent::Hello(_)) => {
                         let detail = "a stream has one Hello only";
@@ -234,7 +243,7 @@ impl Session<'_> {
     async fn window(
         &self,
         window: v1::Window,
-        looks: &mut CloserLooks,
+        seen: &mut Seen,
         asked: &mut Vec<String>,
     ) -> Result<ToAgent, Status> {
         let (sequence, received_unix_ns) = (window.sequence, unix_now_ns());
@@ -250,7 +259,7 @@ impl Session<'_> {
             validate::window(window, received_unix_ns)
         };
         match checked {
-            Ok(window) => self.record(window, received_unix_ns, looks, asked).await,
+            Ok(window) => self.record(window, received_unix_ns, seen, asked).await,
             Err(refusal) => {
                 self.ingest.metrics.window(WindowResult::Rejected);
                 let settled = self
@@ -274,7 +283,7 @@ impl Session<'_> {
         &self,
         window: validate::ValidWindow,
         received_unix_ns: u64,
-        looks: &mut CloserLooks,
+        seen: &mut Seen,
         asked: &mut Vec<String>,
     ) -> Result<ToAgent, Status> {
         let metrics = &self.ingest.metrics;
@@ -287,7 +296,8 @@ impl Session<'_> {
             tenants,
         } = window;
         let tenants: Vec<_> = tenants.into_iter().map(judge).collect();
-        let suspects = looks.due(&tenants, received_unix_ns);
+        let suspects = seen.looks.due(&tenants, received_unix_ns);
+        let sightings = (seen.stirring).sightings(&self.host, start_unix_ns, end_unix_ns, &tenants);
         let differences = tenants.iter().filter(|tenant| !tenant.agent_agrees).count();
         let record = Record {
             host: self.host.clone(),
@@ -303,6 +313,9 @@ impl Session<'_> {
         let started = Instant::now();
         let recorded = self.ingest.store.record(record).await;
         metrics.store_took("record", started.elapsed().as_secs_f64());
+        if let Ok(Recorded::Stored { .. } | Recorded::Duplicate { .. }) = &recorded {
+            self.attribute(sightings).await?;
+        }
         match recorded {
             Ok(Recorded::Stored { missing, evicted }) => {
                 metrics.window(WindowResult::Stored);
@@ -328,6 +341,26 @@ impl Session<'_> {
                 metrics.window(WindowResult::StoreFailed);
                 tracing::error!(host = self.host, sequence, %error, "a window could not be stored");
                 Err(store_status(&error))
+            }
+        }
+    }
+
+    /// Carries what was seen into the accounts' records.
+    async fn attribute(&self, sightings: Vec<Sighting>) -> Result<(), Status> {
+        if sightings.is_empty() {
+            return Ok(());
+        }
+        let started = Instant::now();
+        let taken = self.ingest.attribution.take(sightings).await;
+        (self.ingest.metrics).store_took("attribute", started.elapsed().as_secs_f64());
+        match taken {
+            Ok(nobodys) => {
+                self.ingest.metrics.unattributed(nobodys);
+                Ok(())
+            }
+            Err(error) => {
+                tracing::error!(host = self.host, %error, "what was seen could not be kept; the window is to be sent again");
+                Err(Status::unavailable(error.to_string()))
             }
         }
     }

@@ -37,7 +37,7 @@ pub(crate) fn now_ns() -> u64 {
 /// A configuration on free ports, with its database in `dir`.
 pub(crate) fn config(dir: &Path) -> Config {
     let mut config = Config {
-        database: dir.join("davy.db"),
+        database: dir.join("davy.db").display().to_string(),
         ..Config::default()
     };
     config.listen.set_port(0);

@@ -64,7 +64,7 @@ impl Detector {
         let server = Server::start(Config {
             listen: self.address,
             metrics_listen: SocketAddr::from(([127, 0, 0, 1], 0)),
-            database: self.directory.path().join("davy.db"),
+            database: self.directory.path().join("davy.db").display().to_string(),
             ..Config::default()
         })
         .await?;

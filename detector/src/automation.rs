@@ -1,0 +1,284 @@
+//! The `Automation` service: the kill switch, the audit log, and stored decisions with their policies.
+//!
+//! The kill switch is the fleet's record, which every release of an automated action locks: once `Stop` has returned none is
+//! released any more.
+//!
+//! Who found what in an appeal is kept back from the audit log's readers until the reviews are in. The entry's number and hash
+//! stand there all the same, so that the chain can be followed over it; it is checked in full once it is shown.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use davy_decision::{
+    account::AccountId,
+    audit::{Actor, Entry},
+    case::{CaseId, Person},
+    dossier::Event,
+    fleet::Stop,
+    time::Time,
+};
+use davy_proto::v1::{self, automation_server::Automation};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+use crate::case::{failed, json, service::account_id};
+use crate::desk::Desk;
+use crate::people::Gate;
+use crate::store::ledger::Decision;
+
+/// Entries read at a time.
+const ENTRIES: u64 = 500;
+/// Decisions read at a time: each has its whole input.
+const DECISIONS: u64 = 50;
+/// Answers that wait for a slow reader.
+const QUEUE: usize = 64;
+/// Most cases that are looked through for reviews under way.
+const CASES_MAX: u64 = 100_000;
+/// Longest reason of a stop, bytes.
+const WHY_BYTES_MAX: usize = 4 << 10;
+
+/// See the module.
+#[derive(Clone)]
+pub struct AutomationService {
+    /// The records.
+    pub desk: Desk,
+    /// Who calls.
+    pub gate: Arc<Gate>,
+}
+
+impl AutomationService {
+    async fn fleet(&self, changed: bool) -> Result<Response<v1::GetFleetResponse>, Status> {
+        let fleet = self
+            .desk
+            .ledger
+            .fleet()
+            .await
+            .map_err(|error| failed(&error))?;
+        let settings = &self.desk.settings;
+        let held = fleet.spent.iter().filter(|spent| spent.holds);
+        let (since, by, why) = match &fleet.stop {
+            Some(Stop { since, by, why }) => {
+                (Some(since.unix_ms()), Some(by.clone()), Some(why.clone()))
+            }
+            None => (None, None, None),
+        };
+        Ok(Response::new(v1::GetFleetResponse {
+            stopped: fleet.stop.is_some(),
+            stopped_since_unix_ms: since,
+            stopped_by: by,
+            stopped_why: why,
+            actions_within_hour: fleet.within_hour(self.desk.now()),
+            actions_per_hour_max: settings.budget_per_hour,
+            droplets_held: held.fold(0, |sum, spent| sum.saturating_add(spent.droplets)),
+            droplets: (fleet.droplets > 0).then_some(fleet.droplets),
+            fleet_per_mille_max: settings.budget_fleet_per_mille,
+            changed,
+        }))
+    }
+
+    /// Turns the kill switch; says whether it was the other way before.
+    async fn turn(&self, actor: Actor, stop: Option<Stop>) -> Result<bool, Status> {
+        let changed = Arc::new(AtomicBool::new(false));
+        let seen = Arc::clone(&changed);
+        let change = move |fleet: &mut davy_decision::fleet::Fleet| {
+            let turns = fleet.stop.is_some() != stop.is_some();
+            seen.store(turns, Ordering::Relaxed);
+            if !turns {
+                return Vec::new();
+            }
+            fleet.stop.clone_from(&stop);
+            vec![match &stop {
+                Some(Stop { why, .. }) => Event::Stopped { why: why.clone() },
+                None => Event::Resumed,
+            }]
+        };
+        let turned = self.desk.change_fleet(actor, Arc::new(change)).await;
+        turned.map_err(|error| crate::case::status(&error))?;
+        Ok(changed.load(Ordering::Relaxed))
+    }
+
+    /// Cases of which an opinion is kept back from `reader`, and since when.
+    async fn under_review(&self, reader: &Person) -> Result<HashMap<CaseId, Time>, Status> {
+        let cases = self.desk.ledger.cases(false, CASES_MAX).await;
+        let cases = cases.map_err(|error| failed(&error))?;
+        let hidden = cases.into_iter().filter_map(|held| {
+            let seen = held.case.seen_by(reader);
+            let since = held.case.appealed_at?;
+            (seen.opinions.len() < held.case.opinions.len()).then_some((held.case.id, since))
+        });
+        Ok(hidden.collect())
+    }
+}
+
+/// Whether an entry says what another reviewer found.
+fn is_withheld(entry: &Entry, reader: &Person, under_review: &HashMap<CaseId, Time>) -> bool {
+    match serde_json::from_value(entry.note.event.clone()) {
+        Ok(Event::OpinionGiven { case, by, .. }) => {
+            let since = under_review.get(&case);
+            by != *reader && since.is_some_and(|since| entry.note.at >= *since)
+        }
+        _ => false,
+    }
+}
+
+fn account_of(text: Option<String>) -> Result<Option<AccountId>, Status> {
+    text.map(account_id).transpose()
+}
+
+#[tonic::async_trait]
+impl Automation for AutomationService {
+    type ReadAuditStream = ReceiverStream<Result<v1::AuditEntry, Status>>;
+    type ReadDecisionsStream = ReceiverStream<Result<v1::Decision, Status>>;
+
+    async fn get_fleet(
+        &self,
+        request: Request<v1::GetFleetRequest>,
+    ) -> Result<Response<v1::GetFleetResponse>, Status> {
+        self.gate.caller(request.metadata())?;
+        self.fleet(false).await
+    }
+
+    async fn stop(
+        &self,
+        request: Request<v1::StopRequest>,
+    ) -> Result<Response<v1::GetFleetResponse>, Status> {
+        // Whoever is let in may stop: it is the safe side.
+        let caller = self.gate.caller(request.metadata())?;
+        let why = request.into_inner().why;
+        if why.trim().is_empty() || why.len() > WHY_BYTES_MAX {
+            return Err(Status::invalid_argument(
+                "say why automation is stopped, in up to 4 KiB",
+            ));
+        }
+        let stop = Stop {
+            since: self.desk.now(),
+            by: caller.identity().to_owned(),
+            why,
+        };
+        let changed = self.turn(caller.actor(), Some(stop)).await?;
+        self.fleet(changed).await
+    }
+
+    async fn resume(
+        &self,
+        request: Request<v1::ResumeRequest>,
+    ) -> Result<Response<v1::GetFleetResponse>, Status> {
+        let (_, actor) = self.gate.person(request.metadata())?;
+        let changed = self.turn(actor, None).await?;
+        self.fleet(changed).await
+    }
+
+    async fn read_audit(
+        &self,
+        request: Request<v1::ReadAuditRequest>,
+    ) -> Result<Response<Self::ReadAuditStream>, Status> {
+        let caller = self.gate.caller(request.metadata())?;
+        let v1::ReadAuditRequest { account, mut after } = request.into_inner();
+        let account = account_of(account)?;
+        let reader = caller.person().unwrap_or(Person(String::new()));
+        let (service, (out, answers)) = (self.clone(), mpsc::channel(QUEUE));
+        tokio::spawn(async move {
+            loop {
+                let entries = service.entries(account.clone(), after, &reader).await;
+                let entries = match entries {
+                    Ok(entries) if entries.is_empty() => return,
+                    Ok(entries) => entries,
+                    Err(error) => {
+                        // A reader that has gone needs no error.
+                        let _ = out.send(Err(error)).await;
+                        return;
+                    }
+                };
+                for entry in entries {
+                    after = entry.number;
+                    if out.send(Ok(entry)).await.is_err() {
+                        return;
+                    }
+                }
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(answers)))
+    }
+
+    async fn read_decisions(
+        &self,
+        request: Request<v1::ReadDecisionsRequest>,
+    ) -> Result<Response<Self::ReadDecisionsStream>, Status> {
+        self.gate.caller(request.metadata())?;
+        let account = account_of(request.into_inner().account)?;
+        let (ledger, (out, answers)) = (Arc::clone(&self.desk.ledger), mpsc::channel(QUEUE));
+        tokio::spawn(async move {
+            let mut after = None;
+            loop {
+                let read = ledger
+                    .decisions(account.clone(), after.clone(), DECISIONS)
+                    .await;
+                let decisions = match read {
+                    Ok(decisions) if decisions.is_empty() => return,
+                    Ok(decisions) => decisions,
+                    Err(error) => {
+                        let _ = out.send(Err(failed(&error))).await;
+                        return;
+                    }
+                };
+                for decision in decisions {
+                    after = Some((decision.input.account.clone(), decision.number));
+                    if out.send(on_the_wire(&decision)).await.is_err() {
+                        return;
+                    }
+                }
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(answers)))
+    }
+
+    async fn get_policies(
+        &self,
+        request: Request<v1::GetPoliciesRequest>,
+    ) -> Result<Response<v1::GetPoliciesResponse>, Status> {
+        self.gate.caller(request.metadata())?;
+        let digest = request.into_inner().digest;
+        let held = self.desk.ledger.policies(digest.clone()).await;
+        let files = held.map_err(|error| failed(&error))?.ok_or_else(|| {
+            Status::not_found(format!("no policies with the digest {digest:?} are kept"))
+        })?;
+        Ok(Response::new(v1::GetPoliciesResponse {
+            files: files.into_iter().collect(),
+        }))
+    }
+}
+
+impl AutomationService {
+    /// The next entries, as `reader` may see them.
+    async fn entries(
+        &self,
+        account: Option<AccountId>,
+        after: u64,
+        reader: &Person,
+    ) -> Result<Vec<v1::AuditEntry>, Status> {
+        let entries = self.desk.ledger.audit(account, after, ENTRIES).await;
+        let entries = entries.map_err(|error| failed(&error))?;
+        // After the entries: an opinion that came in between is known to be under review.
+        let under_review = self.under_review(reader).await?;
+        let shown = entries.into_iter().map(|entry| {
+            let withheld = is_withheld(&entry, reader, &under_review);
+            Ok(v1::AuditEntry {
+                number: entry.number,
+                note_json: (!withheld).then(|| json(&entry.note)).transpose()?,
+                hash: entry.hash,
+            })
+        });
+        shown.collect()
+    }
+}
+
+fn on_the_wire(decision: &Decision) -> Result<v1::Decision, Status> {
+    Ok(v1::Decision {
+        account: decision.input.account.to_string(),
+        number: decision.number,
+        input_json: json(&decision.input)?,
+        plan_json: json(&decision.plan)?,
+    })
+}

@@ -1,0 +1,464 @@
+//! The `Cases` service.
+//!
+//! An operation names a case; only an account's last case can be worked on. What is checked, is checked in the transaction that
+//! changes the record, except whether a reason was copied: reasons given before stay as they are, so that is looked at first,
+//! outside of it.
+
+use std::sync::Arc;
+
+use davy_decision::{
+    account::AccountId,
+    audit::Actor,
+    case::{CaseError, CaseId, Finding, Opinion, Person},
+    dossier::{Dossier, Event, Refusal},
+    policy::Step,
+    settings::Settings,
+    text::Reason,
+    time::Time,
+};
+use davy_proto::v1::{self, cases_server::Cases};
+use tonic::{Request, Response, Status};
+
+use super::{failed, json, show, status, summary, words};
+use crate::desk::Desk;
+use crate::people::Gate;
+use crate::store::{Store, ledger::StoredCase};
+
+/// Most cases in a list.
+const CASES_MAX: usize = 5_000;
+/// Most reasons that a new one is compared with, the last ones.
+const REASONS_MAX: u64 = 10_000;
+
+/// See the module.
+#[derive(Clone)]
+pub struct CasesService {
+    /// The records.
+    pub desk: Desk,
+    /// Telemetry, for what was usual.
+    pub store: Arc<dyn Store>,
+    /// Who calls.
+    pub gate: Arc<Gate>,
+}
+
+/// An account's id from the wire.
+pub(crate) fn account_id(text: String) -> Result<AccountId, Status> {
+    AccountId::try_from(text).map_err(|error| Status::invalid_argument(format!("account: {error}")))
+}
+
+/// A case's account, and its number if it is not just the last one.
+fn named(case: Option<v1::CaseName>) -> Result<(AccountId, Option<u64>), Status> {
+    let Some(v1::CaseName { account, number }) = case else {
+        return Err(Status::invalid_argument(
+            "say which case: its account and number",
+        ));
+    };
+    Ok((account_id(account)?, (number > 0).then_some(number)))
+}
+
+fn reason(text: String) -> Result<Reason, Status> {
+    Reason::try_from(text).map_err(|error| Status::invalid_argument(error.to_string()))
+}
+
+/// What a denial amounts to.
+fn measure(text: &str) -> Result<Step, Status> {
+    let mut measures = Step::ALL.into_iter().filter(|step| step.is_measure());
+    measures.find(|step| step.name() == text).ok_or_else(|| {
+        Status::invalid_argument(format!(
+            "{text:?} is no measure: a denial says what is to be done, throttle, power_down or lock"
+        ))
+    })
+}
+
+/// That something cannot be done to a case now, in the words of its errors.
+fn wrong(case: &CaseId, state: &'static str, what: &'static str) -> Refusal {
+    Refusal::Case(CaseError::State {
+        case: case.to_string(),
+        state,
+        what,
+    })
+}
+
+/// Refuses a case that is not the account's last one.
+fn is_last(dossier: &Dossier, number: Option<u64>) -> Result<(), Refusal> {
+    let Some(number) = number else {
+        return Ok(());
+    };
+    let id = CaseId {
+        account: dossier.account.clone(),
+        number,
+    };
+    match &dossier.case {
+        Some(case) if case.id.number == number => Ok(()),
+        Some(case) if case.id.number > number => Err(wrong(
+            &id,
+            "not the account's last one",
+            "only the last one can be worked on",
+        )),
+        _ => Err(Refusal::Missing {
+            account: id.account,
+            what: format!("case {number}"),
+        }),
+    }
+}
+
+/// What an operation does to a record.
+trait Change:
+    Fn(&mut Dossier, &Settings, Time) -> Result<Vec<Event>, Refusal> + Send + Sync + 'static
+{
+}
+
+impl<F> Change for F where
+    F: Fn(&mut Dossier, &Settings, Time) -> Result<Vec<Event>, Refusal> + Send + Sync + 'static
+{
+}
+
+impl CasesService {
+    async fn dossier(&self, account: &AccountId) -> Result<Dossier, Status> {
+        let held = self.desk.ledger.dossier(account.clone()).await;
+        held.map_err(|error| failed(&error))?.ok_or_else(|| {
+            Status::not_found(format!(
+                "nothing is known of an account {account}: check its id"
+            ))
+        })
+    }
+
+    /// Makes a change on a known account, and says what it did.
+    async fn change(
+        &self,
+        account: AccountId,
+        number: Option<u64>,
+        actor: Actor,
+        change: impl Change,
+    ) -> Result<Response<v1::ChangeResponse>, Status> {
+        self.dossier(&account).await?;
+        let checked = move |dossier: &mut Dossier, settings: &Settings, at| {
+            is_last(dossier, number)?;
+            change(dossier, settings, at)
+        };
+        let events = self.desk.act(account.clone(), actor, checked).await;
+        let events = events.map_err(|error| status(&error))?;
+        let dossier = self.dossier(&account).await?;
+        let case = dossier.case.as_ref();
+        Ok(Response::new(v1::ChangeResponse {
+            account: account.to_string(),
+            case: case.map(|case| summary(case, dossier.is_locked(), &self.desk.settings)),
+            happened: events.iter().map(words::of).collect(),
+            events_json: events.iter().map(json).collect::<Result<_, _>>()?,
+        }))
+    }
+
+    /// Refuses a reason that is a copy of one given in another case.
+    async fn is_own(&self, reason: &Reason, dossier: &Dossier) -> Result<(), Status> {
+        let here = dossier.case.as_ref().map(|case| case.id.clone());
+        let given = self.desk.ledger.reasons(REASONS_MAX).await;
+        let given = given.map_err(|error| failed(&error))?;
+        let reason = reason.clone();
+        let compared = tokio::task::spawn_blocking(move || {
+            let others = given
+                .iter()
+                .filter(|given| Some(&given.case) != here.as_ref());
+            let named: Vec<_> = others
+                .map(|given| (format!("case {}", given.case), &given.reason))
+                .collect();
+            reason.is_own(named.iter().map(|(name, reason)| (name.as_str(), *reason)))
+        });
+        let own = compared
+            .await
+            .map_err(|error| Status::internal(error.to_string()))?;
+        own.map_err(|error| Status::failed_precondition(error.to_string()))
+    }
+
+    /// A person's opinion, with `may` to look at the case first.
+    async fn opine(
+        &self,
+        case: Option<v1::CaseName>,
+        (person, actor): (Person, Actor),
+        (finding, measure, reason): (Finding, Option<Step>, Reason),
+        may: fn(&davy_decision::case::Case) -> Result<(), Refusal>,
+    ) -> Result<Response<v1::ChangeResponse>, Status> {
+        let (account, number) = named(case)?;
+        self.is_own(&reason, &self.dossier(&account).await?).await?;
+        let change = move |dossier: &mut Dossier, settings: &Settings, at| {
+            if let Some(case) = &dossier.case {
+                may(case)?;
+            }
+            let opinion = Opinion {
+                by: person.clone(),
+                at,
+                finding,
+                measure,
+                reason: reason.clone(),
+            };
+            dossier.opine(opinion, [], settings)
+        };
+        self.change(account, number, actor, change).await
+    }
+}
+
+#[tonic::async_trait]
+impl Cases for CasesService {
+    async fn list_cases(
+        &self,
+        request: Request<v1::ListCasesRequest>,
+    ) -> Result<Response<v1::ListCasesResponse>, Status> {
+        self.gate.caller(request.metadata())?;
+        let closed = request.into_inner().closed_too;
+        let most = u64::try_from(CASES_MAX + 1).unwrap_or(u64::MAX);
+        let cases = self.desk.ledger.cases(closed, most).await;
+        let mut cases = cases.map_err(|error| failed(&error))?;
+        let more = cases.len() > CASES_MAX;
+        cases.truncate(CASES_MAX);
+        cases.sort_by_key(|StoredCase { case, locked }| {
+            // Who has decided has nothing to wait for, but a review that is wanted still.
+            let settled = !case.is_open() && !case.wants_review();
+            (case.is_closed(), settled, case.rank(*locked))
+        });
+        let settings = &self.desk.settings;
+        Ok(Response::new(v1::ListCasesResponse {
+            cases: (cases.iter())
+                .map(|StoredCase { case, locked }| summary(case, *locked, settings))
+                .collect(),
+            more,
+        }))
+    }
+
+    async fn get_case(
+        &self,
+        request: Request<v1::GetCaseRequest>,
+    ) -> Result<Response<v1::GetCaseResponse>, Status> {
+        let caller = self.gate.caller(request.metadata())?;
+        let (account, number) = named(request.into_inner().case)?;
+        let dossier = self.dossier(&account).await?;
+        let last = dossier.case.as_ref().map(|case| case.id.number);
+        let Some(number) = number.or(last) else {
+            return Err(Status::not_found(format!("account {account} has no case")));
+        };
+        let id = CaseId { account, number };
+        let held = self.desk.ledger.case(id.clone()).await;
+        let Some(held) = held.map_err(|error| failed(&error))? else {
+            return Err(Status::not_found(format!("there is no case {id}")));
+        };
+        // What a program reads may reach anybody: it sees no opinion that is kept from one of them.
+        let reader = caller.person().unwrap_or(Person(String::new()));
+        let shown = show::Shown {
+            desk: &self.desk,
+            store: self.store.as_ref(),
+            reader: &reader,
+        };
+        Ok(Response::new(shown.case(&dossier, &held).await?))
+    }
+
+    async fn get_account(
+        &self,
+        request: Request<v1::GetAccountRequest>,
+    ) -> Result<Response<v1::GetAccountResponse>, Status> {
+        self.gate.caller(request.metadata())?;
+        let account = account_id(request.into_inner().account)?;
+        let dossier = self.dossier(&account).await?;
+        Ok(Response::new(show::account(&self.desk, &dossier).await?))
+    }
+
+    async fn claim(
+        &self,
+        request: Request<v1::ClaimRequest>,
+    ) -> Result<Response<v1::ChangeResponse>, Status> {
+        let (person, actor) = self.gate.person(request.metadata())?;
+        let v1::ClaimRequest { case, take_over } = request.into_inner();
+        let (account, number) = named(case)?;
+        self.change(account, number, actor, move |dossier, _, at| {
+            dossier.claim(&person, take_over, at)
+        })
+        .await
+    }
+
+    async fn give_back(
+        &self,
+        request: Request<v1::GiveBackRequest>,
+    ) -> Result<Response<v1::ChangeResponse>, Status> {
+        let (person, actor) = self.gate.person(request.metadata())?;
+        let (account, number) = named(request.into_inner().case)?;
+        self.change(account, number, actor, move |dossier, _, _| {
+            dossier.give_back(&person)
+        })
+        .await
+    }
+
+    async fn answer(
+        &self,
+        request: Request<v1::AnswerRequest>,
+    ) -> Result<Response<v1::ChangeResponse>, Status> {
+        let (person, actor) = self.gate.person(request.metadata())?;
+        let v1::AnswerRequest { case, text } = request.into_inner();
+        let (account, number) = named(case)?;
+        self.change(account, number, actor, move |dossier, _, at| {
+            dossier.answer(&person, &text, at)
+        })
+        .await
+    }
+
+    async fn unlock(
+        &self,
+        request: Request<v1::UnlockRequest>,
+    ) -> Result<Response<v1::ChangeResponse>, Status> {
+        let (person, actor) = self.gate.person(request.metadata())?;
+        let v1::UnlockRequest {
+            case,
+            outcome,
+            reason: text,
+        } = request.into_inner();
+        let legitimate = match v1::UnlockOutcome::try_from(outcome) {
+            Ok(v1::UnlockOutcome::Legitimate) => true,
+            Ok(v1::UnlockOutcome::Unsure) => false,
+            Err(_) => {
+                return Err(Status::invalid_argument(format!(
+                    "{outcome} is no outcome of an unlock: legitimate or unsure"
+                )));
+            }
+        };
+        let (account, number) = named(case)?;
+        let given = (!text.is_empty()).then(|| reason(text)).transpose()?;
+        let dossier = self.dossier(&account).await?;
+        // Only a review's reason has to be the person's own: nothing keeps an unlock back otherwise.
+        let appealed = (dossier.case.as_ref()).is_some_and(|case| case.appealed_at.is_some());
+        if let (true, Some(reason)) = (appealed, &given) {
+            self.is_own(reason, &dossier).await?;
+        }
+        self.change(account, number, actor, move |dossier, settings, at| {
+            dossier.unlock(&person, legitimate, given.clone(), [], settings, at)
+        })
+        .await
+    }
+
+    async fn allow_high_cpu(
+        &self,
+        request: Request<v1::AllowHighCpuRequest>,
+    ) -> Result<Response<v1::ChangeResponse>, Status> {
+        let (person, actor) = self.gate.person(request.metadata())?;
+        let v1::AllowHighCpuRequest { account, revoke } = request.into_inner();
+        let account = account_id(account)?;
+        self.change(account, None, actor, move |dossier, _, at| {
+            if revoke {
+                dossier.disallow_high_cpu(&person)
+            } else {
+                Ok(dossier.allow_high_cpu(&person, at))
+            }
+        })
+        .await
+    }
+
+    async fn throttle(
+        &self,
+        request: Request<v1::ThrottleRequest>,
+    ) -> Result<Response<v1::ChangeResponse>, Status> {
+        let (person, actor) = self.gate.person(request.metadata())?;
+        let v1::ThrottleRequest { case, reason: text } = request.into_inner();
+        let (account, number) = named(case)?;
+        let reason = reason(text)?;
+        self.change(account, number, actor, move |dossier, settings, at| {
+            dossier.throttle(&person, &reason, settings, at)
+        })
+        .await
+    }
+
+    async fn renew_throttle(
+        &self,
+        request: Request<v1::RenewThrottleRequest>,
+    ) -> Result<Response<v1::ChangeResponse>, Status> {
+        let (person, actor) = self.gate.person(request.metadata())?;
+        let (account, number) = named(request.into_inner().case)?;
+        self.change(account, number, actor, move |dossier, settings, at| {
+            dossier.renew(&person, settings, at)
+        })
+        .await
+    }
+
+    async fn unthrottle(
+        &self,
+        request: Request<v1::UnthrottleRequest>,
+    ) -> Result<Response<v1::ChangeResponse>, Status> {
+        let (person, actor) = self.gate.person(request.metadata())?;
+        let (account, number) = named(request.into_inner().case)?;
+        self.change(account, number, actor, move |dossier, settings, at| {
+            dossier.unthrottle(&person, settings, at)
+        })
+        .await
+    }
+
+    async fn propose_denial(
+        &self,
+        request: Request<v1::ProposeDenialRequest>,
+    ) -> Result<Response<v1::ChangeResponse>, Status> {
+        let caller = self.gate.person(request.metadata())?;
+        let v1::ProposeDenialRequest {
+            case,
+            reason: text,
+            measure: text_measure,
+        } = request.into_inner();
+        let opinion = (Finding::Deny, Some(measure(&text_measure)?), reason(text)?);
+        self.opine(case, caller, opinion, |case| {
+            if case.opinions.is_empty() {
+                return Ok(());
+            }
+            let what = "somebody has given an opinion on it: give the second one instead";
+            Err(wrong(&case.id, "not without an opinion", what))
+        })
+        .await
+    }
+
+    async fn second_opinion(
+        &self,
+        request: Request<v1::SecondOpinionRequest>,
+    ) -> Result<Response<v1::ChangeResponse>, Status> {
+        let caller = self.gate.person(request.metadata())?;
+        let v1::SecondOpinionRequest {
+            case,
+            finding,
+            reason: text,
+            measure: text_measure,
+        } = request.into_inner();
+        let (finding, measure) = match v1::Finding::try_from(finding) {
+            Ok(v1::Finding::Deny) => (Finding::Deny, Some(measure(&text_measure)?)),
+            Ok(v1::Finding::Unlock) => (Finding::Unlock, None),
+            Ok(v1::Finding::Unspecified) | Err(_) => {
+                return Err(Status::invalid_argument(
+                    "say what you found: deny or unlock",
+                ));
+            }
+        };
+        self.opine(case, caller, (finding, measure, reason(text)?), |case| {
+            if !case.opinions.is_empty() || case.appealed_at.is_some() {
+                return Ok(());
+            }
+            let what =
+                "propose a denial, or unlock; a second opinion is on a proposal or an appeal";
+            Err(wrong(
+                &case.id,
+                "neither proposed to be denied nor appealed",
+                what,
+            ))
+        })
+        .await
+    }
+
+    async fn undo(
+        &self,
+        request: Request<v1::UndoRequest>,
+    ) -> Result<Response<v1::ChangeResponse>, Status> {
+        let (person, actor) = self.gate.person(request.metadata())?;
+        let (account, number) = named(request.into_inner().case)?;
+        self.change(account, number, actor, move |dossier, settings, at| {
+            dossier.take_back(&person, settings, at)
+        })
+        .await
+    }
+
+    async fn close(
+        &self,
+        request: Request<v1::CloseRequest>,
+    ) -> Result<Response<v1::ChangeResponse>, Status> {
+        let (_, actor) = self.gate.person(request.metadata())?;
+        let (account, number) = named(request.into_inner().case)?;
+        self.change(account, number, actor, |dossier, _, at| dossier.close(at))
+            .await
+    }
+}

@@ -1,0 +1,75 @@
+//! What happened, in a sentence for who asked for it. The record itself is in the audit log.
+
+use davy_decision::{
+    action::{Key, Recipient, State},
+    case::Finding,
+    dossier::Event,
+};
+
+use super::name_of;
+
+fn action(key: &Key) -> String {
+    let step = key.step.name().replace('_', " ");
+    if key.undo {
+        format!("the {step} is to be undone")
+    } else {
+        format!("the {step} is to be done")
+    }
+}
+
+/// An event in words.
+#[must_use]
+pub fn of(event: &Event) -> String {
+    match event {
+        Event::FactsChanged => "facts changed".to_owned(),
+        Event::FactsFailed { why } => format!("facts could not be fetched: {why}"),
+        Event::EpisodeBegan { episode } => format!("episode {episode} began"),
+        Event::EpisodeEnded { episode } => format!("episode {episode} ended"),
+        Event::CloserLook => "the agents are asked for more samples".to_owned(),
+        Event::CaseOpened { case } => format!("case {case} is open"),
+        Event::Decided { decision, step } => format!("decision {decision} was made: {step}"),
+        Event::CaseClaimed { case, by } => format!("{by} has case {case}"),
+        Event::CaseGivenBack { case, by } => format!("{by} gave case {case} back to the queue"),
+        Event::CaseClosed { case } => format!("case {case} is closed"),
+        Event::Answered { case, by } => {
+            format!("{by} answered the customer in case {case}; their clock stands still")
+        }
+        Event::OpinionGiven { case, by, finding } => match finding {
+            Finding::Deny => format!("{by} is for a denial of case {case}"),
+            Finding::Unlock => format!("{by} is for an unlock of case {case}"),
+        },
+        Event::TakenBack { case, ruling, by } => {
+            format!(
+                "{by} took the decision back ({}); case {case} is theirs again",
+                name_of(ruling)
+            )
+        }
+        Event::ThrottleRenewed { until, by } => format!("{by} renewed the throttle until {until}"),
+        Event::CaseDecided { case, ruling, by } => {
+            format!("case {case} is decided by {by}: {}", name_of(ruling))
+        }
+        Event::ActionPlanned { key } => format!("{} ({key})", action(key)),
+        Event::Released { parcel } => format!("{parcel} was given to the control plane"),
+        Event::ActionWithheld { key, why } => format!("{key} does not leave: {why}"),
+        Event::Learned { parcel, state } => match state {
+            State::Refused { why, .. } => format!("the control plane refused {parcel}: {why}"),
+            state => format!("{parcel} is {}", state.name()),
+        },
+        Event::LetterWritten { number, to } => match to {
+            Recipient::Customer => format!("letter {number} goes to the customer"),
+            Recipient::OnCall => format!("letter {number} goes to on-call"),
+        },
+        Event::HoldSet { until, by } => {
+            format!("hold set by {by}: no automated action before {until}")
+        }
+        Event::HighCpuAllowed { by } => format!("{by} set Allow High CPU"),
+        Event::HighCpuWithdrawn { by } => format!("{by} took Allow High CPU back"),
+        Event::Stopped { why } => format!("automation is stopped: {why}"),
+        Event::Resumed => "automation goes on".to_owned(),
+        Event::CustomerSpoke { .. } => "the customer wrote".to_owned(),
+        Event::SteppedBack { case } => {
+            format!("nobody decided case {case} in time: back to a throttle")
+        }
+        Event::Paged { case } => format!("somebody was paged for case {case}"),
+    }
+}
