@@ -135,6 +135,41 @@ async fn a_server_that_was_away_is_used_again() {
     assert_eq!(followed(&memory).await, 2);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_that_loses_a_deadlock_is_made_again() {
+    let Some(place) = Place::postgres() else {
+        return;
+    };
+    let Place::Postgres { server, database } = &place else {
+        return;
+    };
+    let memory = place.open().await;
+    for (name, own) in [("a", "d1"), ("b", "d2")] {
+        make(&memory, name, Reach::Account, owns(&[own]))
+            .await
+            .unwrap();
+    }
+    let (server, database) = (Arc::clone(server), database.clone());
+    let (begun, has_begun) = tokio::sync::oneshot::channel();
+    let other = tokio::task::spawn_blocking(move || {
+        // It has the second row long before it wants the first, which the change has by then. Whoever has waited longer
+        // (a second, `deadlock_timeout`) finds the deadlock and loses: the change.
+        let _ = begun.send(());
+        let sql =
+            "BEGIN; UPDATE owners SET account = 'c' WHERE droplet = 'd2'; SELECT pg_sleep(0.7);
+             UPDATE owners SET account = 'c' WHERE droplet = 'd1'; COMMIT";
+        server.run(&database, sql)
+    });
+    has_begun.await.unwrap();
+    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    make(&memory, "a", Reach::Account, owns(&["d2"]))
+        .await
+        .unwrap();
+    other.await.unwrap().unwrap();
+    let owner = memory.owner(droplet("d2")).await.unwrap();
+    assert_eq!(owner, Some(account("a")));
+}
+
 #[tokio::test]
 async fn a_server_that_cannot_be_reached_is_named_in_one_sentence() {
     let dir = tempfile::tempdir().unwrap();
