@@ -1,28 +1,46 @@
 //! `davyctl`: what the detector knows, from a terminal. Tables for people, `--json` for machines.
 
 use std::io::{ErrorKind, Write};
+use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, anyhow};
+use anyhow::Context;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use davy_decision::time::Time;
 use davy_proto::v1;
 use davy_proto::v1::inventory_client::InventoryClient;
-use serde::Serialize;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 
+mod accounts;
+mod automation;
+mod case_render;
+mod cases;
+mod client;
+mod document;
 mod guests;
 mod model;
 mod model_pmu;
+mod policy;
 mod render;
+mod token;
 mod waits;
 
-/// Largest answer read, bytes: the detector's largest list is below it.
-const ANSWER_BYTES_MAX: usize = 512 * 1024 * 1024;
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-const CALL_TIMEOUT: Duration = Duration::from_secs(60);
+use accounts::AccountsCommand;
+use automation::{AuditCommand, SafetyCommand};
+use cases::CasesCommand;
+use client::{Detector, said};
+use document::pretty as to_json;
+use policy::PolicyCommand;
+use token::{NewToken, TokenCommand};
 
-/// Shows what Davy's detector knows about droplets and hosts.
+/// What `davyctl safety check` exits with if a safety is in force.
+const NOT_ALLOWED: u8 = 3;
+
+/// Davy from a terminal: droplets and hosts, cases and what people decide on them, the kill switch, policies and the audit log.
+///
+/// Cases, accounts, safeties and the audit log need a token: set DAVY_TOKEN, or give --token-file. It is sent as it is, so use it on
+/// loopback or through a tunnel.
 #[derive(Parser)]
 #[command(version, about, long_about = None)]
 struct Cli {
@@ -38,6 +56,9 @@ struct Cli {
     /// Print one JSON document instead of a table
     #[arg(long, global = true)]
     json: bool,
+    /// A file with your token, which only you may read; without it the token is that in DAVY_TOKEN
+    #[arg(long, global = true, value_name = "FILE")]
+    token_file: Option<PathBuf>,
     #[command(subcommand)]
     command: Command,
 }
@@ -52,8 +73,34 @@ enum Command {
     Droplets(DropletsArgs),
     /// One tenant in full, with the reasons for its verdict and its last windows.
     Droplet(DropletArgs),
-    /// Which hosts report, what was lost or rejected, and which sensors cannot measure.
+    /// Which hosts report, what was lost or rejected, which sensors cannot measure, and whether automation is stopped.
     Status,
+    /// What people decide: the queue, a case in full, unlock, deny by two, take back.
+    #[command(subcommand)]
+    Cases(CasesCommand),
+    /// Facts about accounts.
+    #[command(subcommand)]
+    Accounts(AccountsCommand),
+    /// Stop automation (the kill switch): from the moment this returns no automated action leaves. `davyctl resume` ends it.
+    Stop {
+        /// Why, for everybody who asks
+        #[arg(required = true, value_name = "WHY")]
+        why: Vec<String>,
+    },
+    /// Let automation go on after a stop.
+    Resume,
+    /// The safeties, as other automation of the provider's asks them.
+    #[command(subcommand)]
+    Safety(SafetyCommand),
+    /// Policies: checked before they are in force, and compared on decisions that were made.
+    #[command(subcommand)]
+    Policy(PolicyCommand),
+    /// The audit log: what happened, in order, each entry bound to the one before it.
+    #[command(subcommand)]
+    Audit(AuditCommand),
+    /// Tokens of people and services.
+    #[command(subcommand)]
+    Token(TokenCommand),
 }
 
 #[derive(Args)]
@@ -99,7 +146,7 @@ impl From<Level> for v1::VerdictLevel {
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
     match run(Cli::parse()).await {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("davyctl: {error:#}");
             ExitCode::FAILURE
@@ -107,103 +154,146 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn run(cli: Cli) -> anyhow::Result<()> {
+async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let Cli {
-        detector,
+        detector: url,
         json,
+        token_file,
         command,
     } = cli;
-    let mut inventory = connect(&detector).await?;
-    let (now, width) = (now_unix_ns(), width());
+    let connect = || Detector::connect(&url, token_file.as_deref());
+    let width = width();
     let text = match command {
-        Command::Droplets(DropletsArgs { host, at_least }) => {
-            let at_least = at_least
-                .map_or(v1::VerdictLevel::Unspecified, v1::VerdictLevel::from)
-                .into();
-            let answer = inventory
-                .list_droplets(v1::ListDropletsRequest { host, at_least })
-                .await;
-            let document =
-                model::Droplets::new(answer.map_err(|status| said(&status))?.into_inner());
-            if json {
-                to_json(&document)?
-            } else {
-                render::droplets(&document, now, width)
-            }
+        Command::Droplets(arguments) => droplets(arguments, &connect().await?, json).await?,
+        Command::Droplet(arguments) => droplet(arguments, &connect().await?, json).await?,
+        Command::Status => status(&connect().await?, json).await?,
+        Command::Cases(command) => cases::run(command, &connect().await?, json, width).await?,
+        Command::Accounts(AccountsCommand::Import { file }) => {
+            let lines = accounts::read_file(&file, Time::from_unix_ms(now_unix_ms()))?;
+            accounts::import(lines, &connect().await?, json).await?
         }
-        Command::Droplet(DropletArgs {
-            tenant,
-            host,
-            history,
-        }) => {
-            let answer = inventory
-                .get_droplet(v1::GetDropletRequest {
-                    host,
-                    tenant,
-                    history_max: history,
-                })
-                .await;
-            let document = model::OneDroplet::new(answer.map_err(|status| said(&status))?.into_inner())
-                .context("the detector's answer holds no droplet; are davyctl and the detector of one release?")?;
-            if json {
-                to_json(&document)?
-            } else {
-                render::droplet(&document, now, width)
-            }
+        Command::Accounts(AccountsCommand::Show { account }) => {
+            accounts::show(account, &connect().await?, json, width).await?
         }
-        Command::Status => {
-            let answer = inventory
-                .get_ingest_status(v1::GetIngestStatusRequest {})
-                .await;
-            let document = model::Status::new(answer.map_err(|status| said(&status))?.into_inner());
-            if json {
-                to_json(&document)?
+        Command::Stop { why } => {
+            automation::switch(&connect().await?, Some(why.join(" ")), json).await?
+        }
+        Command::Resume => automation::switch(&connect().await?, None, json).await?,
+        Command::Safety(command) => {
+            let (text, allowed) =
+                automation::safety(command, &connect().await?, json, width).await?;
+            print(&text)?;
+            let code = if allowed {
+                ExitCode::SUCCESS
             } else {
-                render::status(&document, now, width)
+                ExitCode::from(NOT_ALLOWED)
+            };
+            return Ok(code);
+        }
+        Command::Policy(PolicyCommand::Check { dir }) => policy::check(&dir, json, width)?,
+        Command::Policy(PolicyCommand::Diff(arguments)) => {
+            let detector = if arguments.history {
+                Some(connect().await?)
+            } else {
+                None
+            };
+            policy::diff(arguments, detector.as_ref(), json, width).await?
+        }
+        Command::Audit(command) => {
+            automation::audit(command, &connect().await?, json, width).await?
+        }
+        Command::Token(TokenCommand::New { name, service }) => {
+            let token = NewToken::new(name, service)?;
+            if json {
+                to_json(&token)?
+            } else {
+                token.in_words()
             }
         }
     };
-    print(&text)
+    print(&text)?;
+    Ok(ExitCode::SUCCESS)
 }
 
-async fn connect(url: &str) -> anyhow::Result<InventoryClient<Channel>> {
-    let endpoint = Endpoint::from_shared(url.to_owned())
-        .ok()
-        .filter(|endpoint| {
-            endpoint.uri().scheme_str() == Some("http") && endpoint.uri().host().is_some()
-        })
-        .ok_or_else(|| anyhow!("--detector {url:?} is not a URL such as http://127.0.0.1:7700"))?;
-    let channel = endpoint.connect_timeout(CONNECT_TIMEOUT).timeout(CALL_TIMEOUT).connect().await.map_err(|error| {
-        let why = root_cause(&error);
-        anyhow!("no detector answers at {url} ({why}); start `davy-detector serve`, or say where it is with --detector")
-    })?;
-    Ok(InventoryClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX))
+fn inventory(detector: &Detector) -> InventoryClient<Channel> {
+    InventoryClient::new(detector.channel.clone())
+        .max_decoding_message_size(client::ANSWER_BYTES_MAX)
 }
 
-/// The innermost error's words: a transport error itself says only that it is one.
-fn root_cause(error: &dyn std::error::Error) -> String {
-    let mut cause = error;
-    while let Some(inner) = cause.source() {
-        cause = inner;
-    }
-    cause.to_string()
-}
-
-/// The detector's own sentence, or what kept it from saying one.
-fn said(status: &tonic::Status) -> anyhow::Error {
-    match status.code() {
-        tonic::Code::Unimplemented => {
-            anyhow!("what answers there is no Davy detector, or one of another release")
-        }
-        _ if status.message().is_empty() => anyhow!("the detector answered {:?}", status.code()),
-        _ => anyhow!("{}", status.message()),
+async fn droplets(
+    DropletsArgs { host, at_least }: DropletsArgs,
+    detector: &Detector,
+    json: bool,
+) -> anyhow::Result<String> {
+    let at_least = at_least
+        .map_or(v1::VerdictLevel::Unspecified, v1::VerdictLevel::from)
+        .into();
+    let request = v1::ListDropletsRequest { host, at_least };
+    let answer = inventory(detector).list_droplets(request).await;
+    let document = model::Droplets::new(answer.map_err(|status| said(&status))?.into_inner());
+    if json {
+        to_json(&document)
+    } else {
+        Ok(render::droplets(&document, now_unix_ns(), width()))
     }
 }
 
-fn to_json(document: &impl Serialize) -> anyhow::Result<String> {
-    let mut text =
-        serde_json::to_string_pretty(document).context("the answer cannot be written as JSON")?;
+async fn droplet(
+    arguments: DropletArgs,
+    detector: &Detector,
+    json: bool,
+) -> anyhow::Result<String> {
+    let DropletArgs {
+        tenant,
+        host,
+        history,
+    } = arguments;
+    let request = v1::GetDropletRequest {
+        host,
+        tenant,
+        history_max: history,
+    };
+    let answer = inventory(detector).get_droplet(request).await;
+    let document = model::OneDroplet::new(answer.map_err(|status| said(&status))?.into_inner())
+        .context(
+            "the detector's answer holds no droplet; are davyctl and the detector of one release?",
+        )?;
+    if json {
+        to_json(&document)
+    } else {
+        Ok(render::droplet(&document, now_unix_ns(), width()))
+    }
+}
+
+async fn status(detector: &Detector, json: bool) -> anyhow::Result<String> {
+    let request = v1::GetIngestStatusRequest {};
+    let answer = inventory(detector).get_ingest_status(request).await;
+    let document = model::Status::new(answer.map_err(|status| said(&status))?.into_inner());
+    // Hosts are shown to anybody, automation to those with a token.
+    let fleet = if detector.bearer.is_given() {
+        let answer = detector
+            .automation()
+            .get_fleet(v1::GetFleetRequest {})
+            .await;
+        Some(answer.map_err(|status| said(&status))?.into_inner())
+    } else {
+        None
+    };
+    if json {
+        let mut document =
+            serde_json::to_value(&document).context("the answer cannot be written as JSON")?;
+        document["automation"] = match &fleet {
+            Some(fleet) => document::unfold(serde_json::to_value(fleet)?),
+            None => serde_json::Value::Null,
+        };
+        return to_json(&document);
+    }
+    let mut text = render::status(&document, now_unix_ns(), width());
     text.push('\n');
+    text += &match &fleet {
+        Some(fleet) => render::list(&case_render::fleet(fleet, now_unix_ms()), width()),
+        None => "Automation: not shown without a token (DAVY_TOKEN or --token-file)\n".to_owned(),
+    };
     Ok(text)
 }
 
@@ -217,6 +307,10 @@ fn now_unix_ns() -> u64 {
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
     u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+}
+
+fn now_unix_ms() -> u64 {
+    now_unix_ns() / 1_000_000
 }
 
 /// Writes to standard output. A reader that has seen enough (`| head`) is no error.

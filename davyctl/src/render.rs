@@ -15,9 +15,9 @@ const STALE_NS: u64 = 60 * SECOND_NS;
 /// Longest word (of a name or key, say) for which a column is kept wide enough, characters.
 const WORD_CHARS_MAX: usize = 16;
 
-const IF_WORDS_BREAK: u8 = 100;
+pub(crate) const IF_WORDS_BREAK: u8 = 100;
 
-struct Column {
+pub(crate) struct Column {
     head: &'static str,
     /// Order in which columns are left out for want of room; from [`IF_WORDS_BREAK`] on only where otherwise not even
     /// the words would fit; `None`: never.
@@ -25,12 +25,12 @@ struct Column {
     right: bool,
 }
 
-const fn column(head: &'static str, drop: Option<u8>, right: bool) -> Column {
+pub(crate) const fn column(head: &'static str, drop: Option<u8>, right: bool) -> Column {
     Column { head, drop, right }
 }
 
 /// A table of at most `width` characters.
-fn table(columns: &[Column], rows: &[Vec<String>], width: Option<u16>) -> String {
+pub(crate) fn table(columns: &[Column], rows: &[Vec<String>], width: Option<u16>) -> String {
     let natural = |index: usize| {
         let cells = rows.iter().map(|row| row[index].chars().count());
         // One space on either side.
@@ -118,7 +118,7 @@ fn keep_words(table: &mut Table) {
 }
 
 /// Labels and values, the values wrapped.
-fn list(rows: &[(String, String)], width: Option<u16>) -> String {
+pub(crate) fn list(rows: &[(String, String)], width: Option<u16>) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).force_no_tty();
     if let Some(width) = width {
@@ -146,6 +146,16 @@ fn age(then_unix_ns: u64, now_unix_ns: u64) -> String {
         7_200..172_800 => format!("{} h", seconds / 3_600),
         _ => format!("{} d", seconds / 86_400),
     }
+}
+
+/// [`age`] of times in ms.
+pub(crate) fn age_ms(then_unix_ms: u64, now_unix_ms: u64) -> String {
+    age(
+        0,
+        now_unix_ms
+            .saturating_sub(then_unix_ms)
+            .saturating_mul(1_000_000),
+    )
 }
 
 fn cpu(window: &Window) -> String {

@@ -109,7 +109,7 @@ async fn report(url: &str) {
 
 async fn detector(dir: &Path) -> (Server, String) {
     let mut config = Config {
-        database: dir.join("davy.db"),
+        database: dir.join("davy.db").display().to_string(),
         ..Config::default()
     };
     config.listen.set_port(0);

@@ -16,7 +16,8 @@
 //! | [`case`], [`text`] | what people decide, and their reasons |
 //! | [`review`] | what is usual and what is not, for those who decide |
 //! | [`statement`] | what customers are told |
-//! | [`audit`] | the log of what happened, hash-chained |
+//! | [`reach`] | which permits nothing can ever reach |
+//! | [`audit`], [`words`] | the log of what happened, hash-chained; and in words |
 
 pub mod account;
 pub mod action;
@@ -28,9 +29,11 @@ pub mod episode;
 pub mod fleet;
 pub mod order;
 pub mod policy;
+pub mod reach;
 pub mod review;
 pub mod safety;
 pub mod settings;
 pub mod statement;
 pub mod text;
 pub mod time;
+pub mod words;

@@ -6,8 +6,8 @@
 use std::{collections::BTreeMap, str::FromStr};
 
 use cedar_policy::{
-    Authorizer, Context, Decision, Entities, EntityUid, Policy, PolicyId, PolicySet, Request,
-    RestrictedExpression, Schema, ValidationMode, Validator,
+    ActionConstraint, Authorizer, Context, Decision, Effect, Entities, EntityUid, Policy, PolicyId,
+    PolicySet, Request, RestrictedExpression, Schema, ValidationMode, Validator,
 };
 use davy_evidence::Level;
 use serde::{Deserialize, Serialize};
@@ -137,6 +137,19 @@ pub struct Asked {
     pub policies: Vec<String>,
     /// Errors while evaluating: if there are any, nothing is permitted.
     pub errors: Vec<String>,
+}
+
+/// A policy, for people.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Described {
+    /// Its id.
+    pub id: String,
+    /// Whether it permits; else it forbids.
+    pub permits: bool,
+    /// The steps that it is about.
+    pub steps: Vec<Step>,
+    /// Its text.
+    pub text: String,
 }
 
 /// Why policies cannot be used.
@@ -275,6 +288,47 @@ impl Policies {
         ids
     }
 
+    /// Every policy, the safeties' included, by id.
+    #[must_use]
+    pub fn describe(&self) -> Vec<Described> {
+        let mut all: Vec<_> = (self.set.policies())
+            .map(|policy| Described {
+                id: policy.id().to_string(),
+                permits: policy.effect() == Effect::Permit,
+                steps: (Step::ALL.into_iter().zip(&self.actions))
+                    .filter(|(step, action)| concerns(&policy.action_constraint(), *step, action))
+                    .map(|(step, _)| step)
+                    .collect(),
+                text: policy.to_string(),
+            })
+            .collect();
+        all.sort_unstable_by(|a, b| a.id.cmp(&b.id));
+        all
+    }
+
+    /// This set with one of its policies alone: to see what that one would permit. None if there is no such policy.
+    pub(crate) fn alone(&self, id: &str) -> Option<Self> {
+        let policy = self.set.policy(&PolicyId::new(id))?.clone();
+        Some(Self {
+            set: PolicySet::from_policies([policy]).ok()?,
+            ..self.clone()
+        })
+    }
+
+    /// Asks about one step.
+    pub(crate) fn permits(&self, step: Step, situation: &Situation<'_>) -> bool {
+        let prepared = uid("Account", situation.account.as_str())
+            .ok()
+            .zip(context(situation).ok());
+        let action = (Step::ALL.into_iter().zip(&self.actions)).find(|(held, _)| *held == step);
+        match (prepared, action) {
+            (Some((resource, context)), Some((_, action))) => {
+                self.ask_one(step, action, &resource, &context).permitted
+            }
+            _ => false,
+        }
+    }
+
     /// Asks about every step, mildest first.
     #[must_use]
     pub fn ask(&self, situation: &Situation<'_>) -> Vec<Asked> {
@@ -328,6 +382,18 @@ impl Policies {
             policies,
             errors,
         }
+    }
+}
+
+/// Whether a policy with this constraint is about a step.
+fn concerns(constraint: &ActionConstraint, step: Step, action: &EntityUid) -> bool {
+    // The group's name, as in the schema.
+    let group =
+        |held: &EntityUid| step.is_customer_facing() && held.id().unescaped() == "customer_facing";
+    match constraint {
+        ActionConstraint::Any => true,
+        ActionConstraint::Eq(held) => held == action,
+        ActionConstraint::In(all) => all.iter().any(|held| held == action || group(held)),
     }
 }
 

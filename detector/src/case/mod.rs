@@ -4,7 +4,6 @@
 //! - [`service`] — the `Cases` service: every operation is one change through the [`crate::desk`].
 //! - [`show`] — a case and an account, as reviewers see them.
 //! - [`past`] — what a droplet did before its episode, from the telemetry kept.
-//! - [`words`] — what happened, in a sentence.
 
 use davy_decision::case::{Case, CaseId, State};
 use davy_decision::{settings::Settings, time::Time};
@@ -17,7 +16,6 @@ use crate::store::ledger::LedgerError;
 pub mod past;
 pub mod service;
 pub mod show;
-pub mod words;
 
 /// Where reviewers find how to judge.
 pub const GUIDELINE: &str = "docs/review-guideline.md";

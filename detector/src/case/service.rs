@@ -15,11 +15,12 @@ use davy_decision::{
     settings::Settings,
     text::Reason,
     time::Time,
+    words,
 };
 use davy_proto::v1::{self, cases_server::Cases};
 use tonic::{Request, Response, Status};
 
-use super::{failed, json, show, status, summary, words};
+use super::{failed, json, show, status, summary};
 use crate::desk::Desk;
 use crate::people::Gate;
 use crate::store::{Store, ledger::StoredCase};

@@ -1,12 +1,18 @@
-//! What happened, in a sentence for who asked for it. The record itself is in the audit log.
+//! What happened, in a sentence for people. The event itself, as JSON, is the record. Pure.
 
-use davy_decision::{
+use crate::{
     action::{Key, Recipient, State},
-    case::Finding,
+    case::{Finding, Ruling},
     dossier::Event,
 };
 
-use super::name_of;
+const fn ruling_name(ruling: Ruling) -> &'static str {
+    match ruling {
+        Ruling::Legitimate => "the customer is in the right",
+        Ruling::Unsure => "nobody can tell",
+        Ruling::Denied => "denied",
+    }
+}
 
 fn action(key: &Key) -> String {
     let step = key.step.name().replace('_', " ");
@@ -41,12 +47,12 @@ pub fn of(event: &Event) -> String {
         Event::TakenBack { case, ruling, by } => {
             format!(
                 "{by} took the decision back ({}); case {case} is theirs again",
-                name_of(ruling)
+                ruling_name(*ruling)
             )
         }
         Event::ThrottleRenewed { until, by } => format!("{by} renewed the throttle until {until}"),
         Event::CaseDecided { case, ruling, by } => {
-            format!("case {case} is decided by {by}: {}", name_of(ruling))
+            format!("case {case} is decided by {by}: {}", ruling_name(*ruling))
         }
         Event::ActionPlanned { key } => format!("{} ({key})", action(key)),
         Event::Released { parcel } => format!("{parcel} was given to the control plane"),

@@ -1,0 +1,212 @@
+//! `davyctl accounts`: facts about accounts, brought in and shown.
+
+use std::collections::HashMap;
+use std::io::BufRead;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use clap::Subcommand;
+use davy_decision::{
+    account::{AccountId, Facts},
+    time::Time,
+};
+use davy_proto::v1;
+use serde_json::Value;
+
+use crate::case_render as render;
+use crate::client::{Detector, said};
+use crate::document;
+
+/// Longest line of a file, bytes: an account with ten thousand droplets is below it.
+const LINE_BYTES_MAX: usize = 4 << 20;
+/// Most lines that are told to be wrong.
+const ERRORS_MAX: usize = 50;
+
+/// What can be done with accounts.
+#[derive(Subcommand)]
+pub enum AccountsCommand {
+    /// Bring in facts from a file of JSON lines: all of them, or, if a line is wrong, none.
+    ///
+    /// Each line is one account: {"account": "acct-1", "created_at": {"value": "2019-05-01T00:00:00Z", "as_of": "2019-05-29T16:43:00Z"}, …}.
+    /// Facts are created_at, first_payment_at, first_droplet_at, payments, run_rate, credit, high_cpu_allowed, vouched, links and
+    /// droplets; each has its value and the time it is of. A missing fact is not known, which is a safety.
+    Import {
+        /// The file; - is standard input
+        file: PathBuf,
+    },
+    /// What is known of an account, of when it is, and which safeties are in force for it.
+    Show {
+        /// The account
+        account: String,
+    },
+}
+
+/// A line that is right.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Line {
+    /// Whose.
+    pub account: AccountId,
+    /// What.
+    pub facts: Facts,
+}
+
+/// Reads lines; empty ones are passed over.
+///
+/// # Errors
+/// Every line that is wrong, with its number and what to do.
+pub fn read_lines(input: impl BufRead, now: Time) -> anyhow::Result<Vec<Line>> {
+    let (mut lines, mut errors) = (Vec::new(), Vec::new());
+    let mut seen: HashMap<AccountId, usize> = HashMap::new();
+    for (number, text) in (1..).zip(input.lines()) {
+        let text =
+            text.with_context(|| format!("line {number} cannot be read: the file is to be UTF-8"))?;
+        if text.trim().is_empty() {
+            continue;
+        }
+        match read_line(&text, now) {
+            Ok(line) => match seen.insert(line.account.clone(), number) {
+                Some(first) => errors.push(format!(
+                    "line {number}: account {} is in line {first}, too; keep one of them",
+                    line.account
+                )),
+                None => lines.push(line),
+            },
+            Err(why) => errors.push(format!("line {number}: {why}")),
+        }
+    }
+    if errors.is_empty() {
+        return Ok(lines);
+    }
+    let count = errors.len();
+    if count > ERRORS_MAX {
+        errors.truncate(ERRORS_MAX);
+        errors.push(format!("and {} lines more", count - ERRORS_MAX));
+    }
+    bail!(
+        "{count} lines are wrong, and nothing was sent:\n  {}",
+        errors.join("\n  ")
+    )
+}
+
+fn read_line(text: &str, now: Time) -> Result<Line, String> {
+    if text.len() > LINE_BYTES_MAX {
+        return Err(format!(
+            "{} bytes, at most {LINE_BYTES_MAX}; split it",
+            text.len()
+        ));
+    }
+    let value: Value =
+        serde_json::from_str(text).map_err(|error| format!("it is no JSON ({error})"))?;
+    let Value::Object(mut fields) = value else {
+        return Err("it is no object; write {\"account\": …, and the facts}".to_owned());
+    };
+    let account = match fields.remove("account") {
+        Some(Value::String(account)) => account,
+        Some(_) => return Err("\"account\" is no text; give the account's id".to_owned()),
+        None => return Err("\"account\" is missing; give the account's id".to_owned()),
+    };
+    let account = AccountId::try_from(account).map_err(|error| format!("account: {error}"))?;
+    let facts: Facts = serde_json::from_value(Value::Object(fields))
+        .map_err(|error| format!("{error}; see `davyctl accounts import --help`"))?;
+    if facts == Facts::default() {
+        return Err("it has no facts; give at least one, or leave the line out".to_owned());
+    }
+    facts.check(now).map_err(|error| error.to_string())?;
+    Ok(Line { account, facts })
+}
+
+/// Reads a file, or standard input.
+///
+/// # Errors
+/// As [`read_lines`], or if it cannot be opened.
+pub fn read_file(path: &Path, now: Time) -> anyhow::Result<Vec<Line>> {
+    let lines = if path == Path::new("-") {
+        read_lines(std::io::stdin().lock(), now)
+    } else {
+        let file = std::fs::File::open(path)
+            .with_context(|| format!("{} cannot be read", path.display()))?;
+        read_lines(std::io::BufReader::new(file), now)
+    };
+    let lines = lines.with_context(|| path.display().to_string())?;
+    if lines.is_empty() {
+        bail!("{} has no lines", path.display());
+    }
+    Ok(lines)
+}
+
+/// Sends what was read.
+///
+/// # Errors
+/// One sentence.
+#[expect(
+    clippy::unused_async,
+    reason = "the call to AccountIntake.PushFacts is made here"
+)]
+pub async fn import(lines: Vec<Line>, _: &Detector, _: bool) -> anyhow::Result<String> {
+    bail!(
+        "all {} lines are right, but this release has no AccountIntake to send them to: nothing was sent",
+        lines.len()
+    )
+}
+
+/// `davyctl accounts show`.
+///
+/// # Errors
+/// One sentence.
+pub async fn show(
+    account: String,
+    detector: &Detector,
+    json: bool,
+    width: Option<u16>,
+) -> anyhow::Result<String> {
+    let request = v1::GetAccountRequest { account };
+    let answer = detector.cases().get_account(request).await;
+    let answer = answer.map_err(|status| said(&status))?.into_inner();
+    if json {
+        document::pretty(&document::of(&answer)?)
+    } else {
+        Ok(render::account(&answer, width))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: Time = Time::from_unix_ms(1_559_148_180_000);
+
+    #[test]
+    fn lines_that_are_right_are_taken() {
+        let text = r#"{"account": "a", "run_rate": {"value": 100, "as_of": "2019-05-29T00:00:00Z"}}
+
+{"account": "b", "vouched": {"value": null, "as_of": "2019-05-29T00:00:00Z"}}
+"#;
+        let lines = read_lines(text.as_bytes(), NOW).unwrap();
+        assert_eq!(lines.len(), 2);
+        assert!(lines[1].facts.vouched.is_some());
+    }
+
+    #[test]
+    fn every_wrong_line_is_told_by_its_number() {
+        let text = r#"{"account": "a", "run_rate": {"value": 100, "as_of": "2019-05-29T00:00:00Z"}}
+{"run_rate": {"value": 100, "as_of": "2019-05-29T00:00:00Z"}}
+{"account": "b", "runrate": {"value": 100, "as_of": "2019-05-29T00:00:00Z"}}
+not json
+{"account": "c", "run_rate": {"value": 100, "as_of": "2029-05-29T00:00:00Z"}}
+{"account": "a", "run_rate": {"value": 100, "as_of": "2019-05-29T00:00:00Z"}}
+{"account": "d"}
+"#;
+        let error = read_lines(text.as_bytes(), NOW).unwrap_err().to_string();
+        for said in [
+            "6 lines are wrong, and nothing was sent",
+            "line 2: \"account\" is missing",
+            "line 3: unknown field `runrate`",
+            "line 4: it is no JSON",
+            "line 5: run_rate.as_of says 2029-05-29T00:00:00Z",
+            "line 6: account a is in line 1, too",
+            "line 7: it has no facts",
+        ] {
+            assert!(error.contains(said), "{said} is not in {error}");
+        }
+    }
+}
