@@ -51,13 +51,7 @@ pub(crate) async fn a_change_keeps_all_it_brings_also_when_opened_again(place: P
         Some("\0 \u{1f512} \\u0000 \" ' \u{2028} $1 ?1")
     );
     assert_eq!(fleet.droplets, 10_000);
-    assert_eq!(
-        decisions.as_slice(),
-        brought
-            .decision
-            .as_ref()
-            .map_or(&[][..], std::slice::from_ref)
-    );
+    assert_eq!(decisions.as_slice(), brought.decision.as_slice());
     assert_eq!(decisions.len(), 1);
     assert_eq!(Some(&case.case), dossier.case.as_ref());
     assert!(!case.locked);

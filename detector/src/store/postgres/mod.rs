@@ -22,7 +22,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_postgres::{
     Client, Config, IsolationLevel, NoTls, Row, Transaction,
     config::Host,
-    error::{Severity, SqlState},
+    error::{DbError, Severity, SqlState},
     types::ToSql,
 };
 
@@ -124,7 +124,7 @@ fn is_broken(error: &tokio_postgres::Error) -> bool {
         Some(said) => said.parsed_severity().is_some_and(fatal),
         None => {
             let source = std::error::Error::source(error);
-            error.is_closed() || source.is_some_and(|source| source.is::<std::io::Error>())
+            error.is_closed() || source.is_some_and(<dyn std::error::Error>::is::<std::io::Error>)
         }
     }
 }
@@ -132,7 +132,7 @@ fn is_broken(error: &tokio_postgres::Error) -> bool {
 /// Commits. Only the server's own word that it failed is one: an answer that never came says nothing.
 async fn commit(transaction: Transaction<'_>) -> Result<(), Fault> {
     let failed = |error: tokio_postgres::Error| {
-        let severity = error.as_db_error().and_then(|said| said.parsed_severity());
+        let severity = error.as_db_error().and_then(DbError::parsed_severity);
         match severity {
             Some(Severity::Error) => Fault::Sql(error),
             _ => Fault::Unknown(error),
