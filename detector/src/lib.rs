@@ -3,7 +3,7 @@
 //!
 //! - [`ingest`] — `Telemetry.Report`: validation, sequences, one live agent per host.
 //! - [`evidence`] — the verdict, since when it stands, and what would be done. Nothing acts.
-//! - [`store`] — what is kept, in SQLite.
+//! - [`store`] — what is kept, in SQLite or PostgreSQL.
 //! - [`inventory`] — `Inventory`, for `davyctl` and tools.
 //! - [`metrics`] — what `/metrics` says.
 //! - [`server`] — all of it, started and stopped.

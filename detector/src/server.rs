@@ -243,7 +243,7 @@ impl Server {
             tracing::info!("customers' messages on http://{address}/v1/customer-messages");
         }
         tracing::info!(
-            database = config.database,
+            database = store::shown(&config.database),
             "listening on http://{grpc_addr}"
         );
         tracing::info!("metrics on http://{metrics_addr}/metrics");

@@ -233,12 +233,26 @@ pub trait Memory: Store + ledger::Ledger {}
 
 impl<T: Store + ledger::Ledger> Memory for T {}
 
+/// Whether `name` names a PostgreSQL database, and no file.
+fn is_url(name: &str) -> bool {
+    name.starts_with("postgres://") || name.starts_with("postgresql://")
+}
+
+/// The database that `name` names, as it may be shown and logged: without a password.
+#[must_use]
+pub fn shown(name: &str) -> String {
+    if is_url(name) {
+        return postgres::shown(name);
+    }
+    name.to_owned()
+}
+
 /// Opens the database that `name` names: `postgres://…`, or a path to an SQLite file, made if absent.
 ///
 /// # Errors
 /// [`StoreError::Newer`] for a later release's database, else [`StoreError::Unusable`].
 pub async fn open(name: &str, limits: Limits) -> Result<Arc<dyn Memory>, StoreError> {
-    if name.starts_with("postgres://") || name.starts_with("postgresql://") {
+    if is_url(name) {
         return Ok(Arc::new(postgres::Postgres::open(name, limits).await?));
     }
     let path = PathBuf::from(name);

@@ -1,8 +1,6 @@
-//! What the detector keeps: over a restart, within its bounds, and how it is asked for.
+//! What the detector keeps: over a restart, within its bounds, and how it is asked for. What any store promises is in `tests/store`.
 
 use davy_detector::Server;
-use davy_detector::store::sqlite::Sqlite;
-use davy_detector::store::{Limits, Store};
 use davy_proto::v1;
 use tonic::Code;
 
@@ -86,24 +84,6 @@ async fn all_history_is_bounded_and_the_earliest_stored_goes() {
 }
 
 #[tokio::test]
-async fn an_agent_is_known_though_the_detectors_clock_was_set_back() {
-    let detector = Detector::start().await;
-    let Detector { server, dir } = detector;
-    server.shutdown().await;
-    let limits = config(dir.path()).store_limits().unwrap();
-    let store = Sqlite::open(&dir.path().join("davy.db"), limits).unwrap();
-    for n in 1..=20_u64 {
-        let instance = format!("{n:08}-1111-4111-8111-111111111111");
-        // The clock goes back at the tenth.
-        let now = now_ns() - if n < 10 { 0 } else { 3_600 * SECOND_NS };
-        let opened = store.open(hello(&instance, 1), now + n).await.unwrap();
-        assert_eq!(opened.last_sequence, 0);
-        let settled = store.settle("host-1".into(), instance, 1, 0).await;
-        assert_eq!(settled.unwrap(), 0, "instance {n}");
-    }
-}
-
-#[tokio::test]
 async fn the_newest_history_stays_though_the_hosts_clock_was_set_back() {
     let detector = Detector::start_in(tempfile::tempdir().unwrap(), |config| {
         config.limits.history_per_tenant_max = 2;
@@ -143,44 +123,6 @@ async fn a_host_beyond_the_bound_is_refused() {
     let refused = second.ended().await;
     assert_eq!(refused.code(), Code::ResourceExhausted);
     assert!(refused.message().contains("limits.hosts_max"), "{refused}");
-}
-
-#[tokio::test]
-async fn what_was_not_seen_for_the_retention_is_removed() {
-    const HOUR_NS: u64 = 3_600 * SECOND_NS;
-    let dir = tempfile::tempdir().unwrap();
-    let detector = Detector::start_in(dir, |_| {}).await;
-    let (mut agent, _) = Agent::start(&detector).await;
-    agent.acknowledged(window(1, 3600)).await;
-    let mut later = window(2, 0);
-    later.tenants = vec![tenant("qemu:b", &quiet())];
-    agent.acknowledged(later).await;
-    let Detector { server, dir } = detector;
-    server.shutdown().await;
-
-    let limits = Limits {
-        hosts_max: 1,
-        tenants_per_host_max: 4096,
-        history_per_tenant_max: 10,
-        history_total_max: 10,
-        retention_ns: HOUR_NS / 2,
-    };
-    let store = Sqlite::open(&dir.path().join("davy.db"), limits).unwrap();
-    let keys = |tenants: Vec<davy_detector::store::Tenant>| -> Vec<String> {
-        tenants
-            .into_iter()
-            .map(|tenant| tenant.current.key)
-            .collect()
-    };
-    let evicted = store.evict(now_ns()).await.unwrap();
-    assert_eq!((evicted.tenants, evicted.hosts), (1, 0));
-    assert_eq!(
-        keys(store.tenants(String::new(), 0).await.unwrap()),
-        ["qemu:b"]
-    );
-    let evicted = store.evict(now_ns() + HOUR_NS).await.unwrap();
-    assert_eq!((evicted.tenants, evicted.hosts), (1, 1));
-    assert!(store.hosts().await.unwrap().is_empty());
 }
 
 /// Why a detector does not start on `dir`'s database.

@@ -21,7 +21,8 @@ use davy_decision::dossier::Refusal;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_postgres::{
     Client, Config, IsolationLevel, NoTls, Row, Transaction,
-    error::{Severity, SqlState},
+    config::Host,
+    error::{DbError, Severity, SqlState},
     types::ToSql,
 };
 
@@ -123,7 +124,7 @@ fn is_broken(error: &tokio_postgres::Error) -> bool {
         Some(said) => said.parsed_severity().is_some_and(fatal),
         None => {
             let source = std::error::Error::source(error);
-            error.is_closed() || source.is_some_and(|source| source.is::<std::io::Error>())
+            error.is_closed() || source.is_some_and(<dyn std::error::Error>::is::<std::io::Error>)
         }
     }
 }
@@ -131,7 +132,7 @@ fn is_broken(error: &tokio_postgres::Error) -> bool {
 /// Commits. Only the server's own word that it failed is one: an answer that never came says nothing.
 async fn commit(transaction: Transaction<'_>) -> Result<(), Fault> {
     let failed = |error: tokio_postgres::Error| {
-        let severity = error.as_db_error().and_then(|said| said.parsed_severity());
+        let severity = error.as_db_error().and_then(DbError::parsed_severity);
         match severity {
             Some(Severity::Error) => Fault::Sql(error),
             _ => Fault::Unknown(error),
@@ -243,18 +244,21 @@ impl Postgres {
     }
 }
 
-/// A URL without its password.
-fn shown(url: &str) -> String {
-    let Some((scheme, rest)) = url.split_once("://") else {
-        return url.to_owned();
+/// A URL as it may be shown: who, where, which database. A password can stand in more than one place of it.
+pub(super) fn shown(url: &str) -> String {
+    let Ok(config) = url.parse::<Config>() else {
+        return "postgres://…".to_owned();
     };
-    match rest.split_once('@') {
-        Some((user, place)) => {
-            let user = user.split(':').next().unwrap_or_default();
-            format!("{scheme}://{user}@{place}")
-        }
-        None => url.to_owned(),
-    }
+    let hosts: Vec<_> = (config.get_hosts().iter())
+        .map(|host| match host {
+            Host::Tcp(name) => name.clone(),
+            Host::Unix(path) => path.display().to_string(),
+        })
+        .collect();
+    let (user, hosts) = (config.get_user().unwrap_or_default(), hosts.join(","));
+    let at = if user.is_empty() { "" } else { "@" };
+    let database = config.get_dbname().unwrap_or(user);
+    format!("postgres://{user}{at}{hosts}/{database}")
 }
 
 /// A few connections, made when needed and used again.
@@ -373,13 +377,23 @@ mod tests {
 
     #[test]
     fn a_password_is_never_shown() {
-        assert_eq!(
-            shown("postgres://davy:secret@db/davy"),
-            "postgres://davy@db/davy"
-        );
-        assert_eq!(
-            shown("postgres:///davy?host=/run"),
-            "postgres:///davy?host=/run"
-        );
+        for (url, at) in [
+            ("postgres://davy:secret@db/davy", "davy@db/davy"),
+            ("postgres://davy:sec@ret@db:6/davy", ""),
+            (
+                "postgres://db/davy?user=davy&password=secret",
+                "davy@db/davy",
+            ),
+            ("postgres://db/davy?p%61ssword=secret", "db/davy"),
+            ("postgres:///davy?host=/run", "/run/davy"),
+            ("postgres://davy:secret@db/davy?nonsense=1", "…"),
+        ] {
+            let said = shown(url);
+            assert!(!said.contains("sec"), "{said}");
+            assert!(
+                said.starts_with("postgres://") && said.ends_with(at),
+                "{said}"
+            );
+        }
     }
 }

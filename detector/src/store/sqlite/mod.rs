@@ -346,3 +346,7 @@ impl Store for Sqlite {
         .await
     }
 }
+
+#[cfg(test)]
+#[path = "full_tests.rs"]
+mod full_tests;

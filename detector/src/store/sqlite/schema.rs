@@ -122,6 +122,14 @@ const MIGRATIONS: &[&str] = &["
     CREATE INDEX audit_by_account ON audit (account, number);
     CREATE TRIGGER audit_stays BEFORE UPDATE ON audit BEGIN SELECT raise(ABORT, 'the audit log is never changed'); END;
     CREATE TRIGGER audit_remains BEFORE DELETE ON audit BEGIN SELECT raise(ABORT, 'the audit log is never removed'); END;
+", "
+    -- A REPLACE removes rows without asking the triggers of removal (https://sqlite.org/lang_conflict.html).
+    CREATE TRIGGER decisions_come_once BEFORE INSERT ON decisions
+        WHEN EXISTS (SELECT 1 FROM decisions WHERE account = NEW.account AND number = NEW.number)
+        BEGIN SELECT raise(ABORT, 'decisions are never changed'); END;
+    CREATE TRIGGER audit_comes_once BEFORE INSERT ON audit
+        WHEN EXISTS (SELECT 1 FROM audit WHERE number = NEW.number)
+        BEGIN SELECT raise(ABORT, 'the audit log is never changed'); END;
 "];
 
 /// Brings the database at `path` to the newest schema.
@@ -192,7 +200,7 @@ mod tests {
         let version: i64 = connection
             .pragma_query_value(None, "user_version", |row| row.get(0))
             .unwrap();
-        assert_eq!(version, 3);
+        assert_eq!(version, 4);
     }
 
     #[test]
@@ -206,7 +214,7 @@ mod tests {
                 error,
                 StoreError::Newer {
                     found: 99,
-                    known: 3,
+                    known: 4,
                     ..
                 }
             ),

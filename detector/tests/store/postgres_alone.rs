@@ -1,0 +1,264 @@
+//! What only a server far away can do: break a connection, before a commit or while it is under way, or not be there at all.
+
+use std::sync::Arc;
+
+use davy_detector::store::ledger::{LedgerError, Reach};
+use davy_detector::store::{self, Memory, Recorded, StoreError};
+
+use crate::place::{LIMITS, Place};
+use crate::proxy::{Cut, Proxy};
+use crate::support::*;
+
+/// As it goes over the line, and as no other statement has it (`READ COMMITTED`).
+const COMMIT: &str = "COMMIT\0";
+
+/// That a statement was understood (message `ParseComplete`).
+const PARSED: &str = "1\0\0\0\u{4}";
+
+/// A store whose line to the server can be cut.
+async fn behind_a_proxy(place: &Place) -> (Proxy, Arc<dyn Memory>) {
+    let Place::Postgres { server, database } = place else {
+        panic!("PostgreSQL alone has a line to be cut");
+    };
+    let proxy = Proxy::start(server.socket());
+    let url = davy_test_postgres::url_at(proxy.directory(), database, "davy");
+    let memory = store::open(&url, LIMITS).await.unwrap();
+    (proxy, memory)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_commit_whose_answer_is_lost_is_not_known_to_be_kept() {
+    let Some(place) = Place::postgres() else {
+        return;
+    };
+    let (proxy, memory) = behind_a_proxy(&place).await;
+    make(&memory, "a", Reach::Fleet, count_one()).await.unwrap();
+    for (cut, letters) in [(Cut::Before(COMMIT), 1), (Cut::After(COMMIT, COMMIT), 2)] {
+        proxy.arm(cut);
+        let made = make(&memory, "a", Reach::Fleet, count_one()).await;
+        assert!(proxy.was_cut());
+        let Err(LedgerError::Store(error @ StoreError::Unknown { .. })) = made else {
+            panic!("{cut:?}: {made:?}");
+        };
+        assert!(
+            error
+                .to_string()
+                .contains("whether it was kept is not known"),
+            "{error}"
+        );
+        // One of both, and it is not made twice.
+        let dossier = record_of(&memory, "a").await.unwrap();
+        assert_eq!(dossier.letters_written, letters, "{cut:?}");
+        assert_eq!(followed(&memory).await, letters);
+    }
+    make(&memory, "a", Reach::Fleet, count_one()).await.unwrap();
+    assert_eq!(followed(&memory).await, 3);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_window_whose_commit_was_lost_is_known_when_it_comes_again() {
+    let Some(place) = Place::postgres() else {
+        return;
+    };
+    let (proxy, memory) = behind_a_proxy(&place).await;
+    memory
+        .open(hello("host-1", INSTANCE), NOW_NS)
+        .await
+        .unwrap();
+    proxy.arm(Cut::After(COMMIT, COMMIT));
+    let recorded = memory.record(window("host-1", 1, 0, &["t"])).await;
+    assert!(
+        matches!(recorded, Err(StoreError::Unknown { .. })),
+        "{recorded:?}"
+    );
+    let again = memory.record(window("host-1", 1, 0, &["t"])).await;
+    assert_eq!(again.unwrap(), Recorded::Duplicate { last_sequence: 1 });
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_lost_before_the_commit_is_tried_again_on_another() {
+    let Some(place) = Place::postgres() else {
+        return;
+    };
+    let (proxy, memory) = behind_a_proxy(&place).await;
+    memory
+        .open(hello("host-1", INSTANCE), NOW_NS)
+        .await
+        .unwrap();
+    for (sequence, cut) in [
+        (1, Cut::Before("INSERT INTO audit ")),
+        (2, Cut::After("INSERT INTO audit ", PARSED)),
+        (3, Cut::After("UPDATE audit_head", PARSED)),
+        (4, Cut::Before("START TRANSACTION")),
+    ] {
+        proxy.arm(cut);
+        make(&memory, "a", Reach::Fleet, count_one()).await.unwrap();
+        assert!(proxy.was_cut(), "{cut:?}");
+        assert_eq!(followed(&memory).await, sequence, "{cut:?}");
+        proxy.arm(Cut::After("INSERT INTO history", PARSED));
+        let recorded = memory.record(window("host-1", sequence, sequence, &["t"]));
+        let recorded = recorded.await.unwrap();
+        assert!(matches!(recorded, Recorded::Stored { missing: 0, .. }));
+        assert!(proxy.was_cut());
+    }
+    proxy.arm(Cut::Before("SELECT body FROM accounts"));
+    assert_eq!(record_of(&memory, "a").await.unwrap().letters_written, 4);
+    assert!(proxy.was_cut());
+    let history = memory.history("host-1".to_owned(), "t".to_owned(), 10);
+    assert_eq!(history.await.unwrap().len(), 4);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_was_away_is_used_again() {
+    let Some(place) = Place::postgres() else {
+        return;
+    };
+    let Place::Postgres { server, database } = &place else {
+        return;
+    };
+    let memory = place.open().await;
+    make(&memory, "a", Reach::Fleet, count_one()).await.unwrap();
+    // Every connection that waits in the pool is dead; nobody has noticed.
+    let waits = (0..6).map(|_| record_of(&memory, "a"));
+    let mut all = tokio::task::JoinSet::new();
+    for _ in waits {
+        let memory = Arc::clone(&memory);
+        all.spawn(async move { record_of(&memory, "a").await.is_some() });
+    }
+    assert!(all.join_all().await.into_iter().all(|found| found));
+    let end = format!(
+        "SELECT count(pg_terminate_backend(pid, 10000)) FROM pg_stat_activity WHERE datname = '{database}'"
+    );
+    let ended: u64 = server.run("postgres", &end).unwrap().parse().unwrap();
+    assert!(ended > 0);
+    make(&memory, "a", Reach::Fleet, count_one()).await.unwrap();
+    assert_eq!(followed(&memory).await, 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_that_loses_a_deadlock_is_made_again() {
+    let Some(place) = Place::postgres() else {
+        return;
+    };
+    let Place::Postgres { server, database } = &place else {
+        return;
+    };
+    let memory = place.open().await;
+    for (name, own) in [("a", "d1"), ("b", "d2")] {
+        make(&memory, name, Reach::Account, owns(&[own]))
+            .await
+            .unwrap();
+    }
+    let (server, database) = (Arc::clone(server), database.clone());
+    let (begun, has_begun) = tokio::sync::oneshot::channel();
+    let other = tokio::task::spawn_blocking(move || {
+        // It has the second row long before it wants the first, which the change has by then. Whoever has waited longer
+        // (a second, `deadlock_timeout`) finds the deadlock and loses: the change.
+        let _ = begun.send(());
+        let sql =
+            "BEGIN; UPDATE owners SET account = 'c' WHERE droplet = 'd2'; SELECT pg_sleep(0.7);
+             UPDATE owners SET account = 'c' WHERE droplet = 'd1'; COMMIT";
+        server.run(&database, sql)
+    });
+    has_begun.await.unwrap();
+    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    make(&memory, "a", Reach::Account, owns(&["d2"]))
+        .await
+        .unwrap();
+    other.await.unwrap().unwrap();
+    let owner = memory.owner(droplet("d2")).await.unwrap();
+    assert_eq!(owner, Some(account("a")));
+}
+
+#[tokio::test]
+async fn a_server_that_cannot_be_reached_is_named_in_one_sentence() {
+    let dir = tempfile::tempdir().unwrap();
+    let url = davy_test_postgres::url_at(dir.path(), "davy", "davy");
+    let url = url.replace("user=davy", "user=davy&password=secret");
+    let error = store::open(&url, LIMITS)
+        .await
+        .err()
+        .expect("it was opened");
+    let said = error.to_string();
+    assert!(matches!(error, StoreError::Unusable { .. }), "{said}");
+    assert!(said.contains("cannot be reached"), "{said}");
+    assert!(said.contains("is it running"), "{said}");
+    assert!(!said.contains("secret"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_role_without_rights_is_told_so() {
+    let Some(place) = Place::postgres() else {
+        return;
+    };
+    let Place::Postgres { server, database } = &place else {
+        return;
+    };
+    drop(place.open().await);
+    let role = format!("{database}_reader");
+    let grant =
+        format!("CREATE ROLE {role} LOGIN; GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}");
+    place.sql(&grant).unwrap();
+    let url = davy_test_postgres::url_at(server.directory(), database, &role);
+    let memory = store::open(&url, LIMITS).await.unwrap();
+    let made = make(&memory, "a", Reach::Account, count_one()).await;
+    let error = made.unwrap_err().to_string();
+    assert!(
+        error.contains("permission denied for table accounts"),
+        "{error}"
+    );
+    assert_eq!(record_of(&memory, "a").await, None);
+    place
+        .sql(&format!(
+            "GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}; GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO {role}"
+        ))
+        .unwrap();
+    make(&memory, "a", Reach::Account, count_one())
+        .await
+        .unwrap();
+    assert_eq!(followed(&memory).await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_commit_reaches_the_disk_and_levels_hold_whatever_the_servers_defaults_are() {
+    let Some(place) = Place::postgres() else {
+        return;
+    };
+    let Place::Postgres { server, database } = &place else {
+        return;
+    };
+    for default in [
+        "synchronous_commit = off",
+        "default_transaction_isolation = 'serializable'",
+    ] {
+        let set = format!("ALTER DATABASE {database} SET {default}");
+        server.run("postgres", &set).unwrap();
+    }
+    place
+        .sql("CREATE SCHEMA seen; CREATE TABLE seen.settings (name text)")
+        .unwrap();
+    let memory = place.open().await;
+    // Each entry of the log tells under which settings it was written.
+    let watch = "CREATE FUNCTION seen.look() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+             INSERT INTO seen.settings VALUES (current_setting('synchronous_commit') || ', ' || current_setting('transaction_isolation'));
+             RETURN NEW; END $$;
+         CREATE TRIGGER look BEFORE INSERT ON audit FOR EACH ROW EXECUTE FUNCTION seen.look()";
+    place.sql(watch).unwrap();
+    make(&memory, "a", Reach::Account, count_one())
+        .await
+        .unwrap();
+    let seen = place.sql("SELECT name FROM seen.settings").unwrap();
+    assert_eq!(seen, "on, read committed");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_of_another_encoding_is_refused() {
+    let Some(Place::Postgres { server, .. }) = Place::postgres() else {
+        return;
+    };
+    let make = "CREATE DATABASE latin TEMPLATE template0 ENCODING 'LATIN1' LOCALE_PROVIDER libc LOCALE 'C'";
+    server.run("postgres", make).unwrap();
+    let error = store::open(&server.url("latin"), LIMITS).await;
+    let error = error.err().expect("it was opened").to_string();
+    assert!(error.contains("its encoding is LATIN1"), "{error}");
+}

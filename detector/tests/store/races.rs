@@ -1,0 +1,215 @@
+//! Many at once: nothing is lost, no budget exceeded, nobody waits for ever. On PostgreSQL through two stores, as two detectors.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use davy_decision::{
+    audit::Actor,
+    dossier::{Event, Refusal},
+    fleet::{Fleet, Stop},
+    settings::Settings,
+};
+use davy_detector::store::Memory;
+use davy_detector::store::ledger::{Change, Changed, LedgerError, Reach};
+use tokio::task::JoinSet;
+
+use crate::place::{LIMITS, Place};
+use crate::support::*;
+
+const TASKS: u64 = 8;
+
+/// `TASKS` tasks, each of which does `work(store, task, turn)` for every turn; all answers.
+async fn at_once<T, F>(
+    stores: &[Arc<dyn Memory>; 2],
+    turns: u64,
+    work: impl Fn(Arc<dyn Memory>, u64, u64) -> F + Send + Sync + Clone + 'static,
+) -> Vec<T>
+where
+    T: Send + 'static,
+    F: Future<Output = T> + Send,
+{
+    let mut tasks = JoinSet::new();
+    for task in 0..TASKS {
+        let store = Arc::clone(&stores[usize::try_from(task % 2).unwrap()]);
+        let work = work.clone();
+        tasks.spawn(async move {
+            let mut answers = Vec::new();
+            for turn in 0..turns {
+                answers.push(work(Arc::clone(&store), task, turn).await);
+            }
+            answers
+        });
+    }
+    tasks.join_all().await.into_iter().flatten().collect()
+}
+
+pub(crate) async fn no_change_of_one_account_is_lost(place: Place) {
+    let stores = place.two(LIMITS).await;
+    let made = at_once(&stores, 25, |store, _, turn| async move {
+        let reach = [Reach::Account, Reach::Fleet][usize::try_from(turn % 2).unwrap()];
+        make(&store, "a", reach, count_one()).await.is_ok()
+    });
+    assert!(made.await.into_iter().all(|made| made));
+    let dossier = record_of(&stores[0], "a").await.unwrap();
+    assert_eq!(dossier.letters_written, TASKS * 25);
+    assert_eq!(followed(&stores[1]).await, TASKS * 25);
+}
+
+/// Releases one action on one droplet, if the fleet lets it.
+fn release() -> Change {
+    Arc::new(|dossier, fleet| {
+        let settings = Settings::default();
+        if fleet.stopped().0 || fleet.blast_radius(T0, &settings, 1).0 {
+            return Err(refused());
+        }
+        fleet.spend(T0, &dossier.account, 1);
+        Ok(Changed {
+            events: vec![Event::FactsChanged],
+            ..Changed::default()
+        })
+    })
+}
+
+async fn sized(store: &Arc<dyn Memory>) {
+    let sized = Arc::new(|fleet: &mut Fleet| {
+        fleet.droplets = 1_000_000;
+        Vec::new()
+    });
+    store
+        .change_fleet(Actor::Automation, T0, sized)
+        .await
+        .unwrap();
+}
+
+pub(crate) async fn releases_never_exceed_the_budget(place: Place) {
+    let stores = place.two(LIMITS).await;
+    sized(&stores[0]).await;
+    let made = at_once(&stores, 8, |store, task, turn| async move {
+        let made = make(&store, &format!("a{task}-{turn}"), Reach::Fleet, release()).await;
+        match made {
+            Ok(_) => true,
+            Err(LedgerError::Refused(Refusal::Message)) => false,
+            Err(other) => panic!("{other}"),
+        }
+    });
+    let released = made.await.into_iter().filter(|made| *made).count();
+    let budget = Settings::default().budget_per_hour;
+    assert_eq!(u64::try_from(released).unwrap(), budget);
+    let fleet = stores[1].fleet().await.unwrap();
+    assert_eq!(fleet.within_hour(T0), budget);
+    assert_eq!(followed(&stores[0]).await, budget);
+}
+
+pub(crate) async fn nothing_is_released_after_the_stop(place: Place) {
+    let stores = place.two(LIMITS).await;
+    sized(&stores[0]).await;
+    make(&stores[1], "first", Reach::Fleet, release())
+        .await
+        .unwrap();
+    let stopper = Arc::clone(&stores[1]);
+    let stopped = tokio::spawn(async move {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        let stop = Arc::new(|fleet: &mut Fleet| {
+            fleet.stop = Some(Stop {
+                since: T0,
+                by: "ann".to_owned(),
+                why: "a drill".to_owned(),
+            });
+            vec![Event::Stopped {
+                why: "a drill".to_owned(),
+            }]
+        });
+        stopper.change_fleet(person("ann"), T0, stop).await
+    });
+    let made = at_once(&stores, 20, |store, task, turn| async move {
+        let endless: Change = Arc::new(|dossier, fleet| {
+            let released = release()(dossier, fleet)?;
+            // A budget without end: the stop alone ends it.
+            fleet.release(&dossier.account);
+            fleet.spent.clear();
+            Ok(released)
+        });
+        make(&store, &format!("a{task}-{turn}"), Reach::Fleet, endless)
+            .await
+            .is_ok()
+    });
+    let made = made.await;
+    stopped.await.unwrap().unwrap();
+    assert!(
+        !made.iter().all(|made| *made),
+        "the stop came too late to be seen"
+    );
+    let log = log(&stores[0]).await;
+    let (last, before) = log.split_last().unwrap();
+    assert_eq!(last.note.actor, person("ann"), "released after the stop");
+    assert!(last.note.account.is_none(), "{last:?}");
+    assert!(before.iter().all(|entry| entry.note.account.is_some()));
+    assert_eq!(before.len(), 1 + made.iter().filter(|made| **made).count());
+}
+
+pub(crate) async fn the_audit_log_is_one_chain_whoever_writes(place: Place) {
+    let stores = place.two(LIMITS).await;
+    let made = at_once(&stores, 12, |store, task, turn| async move {
+        if turn % 3 == 0 {
+            let note = Arc::new(|_: &mut Fleet| vec![Event::Resumed, Event::Resumed]);
+            store.change_fleet(person("ben"), T0, note).await.unwrap();
+            2
+        } else {
+            let name = format!("a{}", task % 3);
+            make(&store, &name, Reach::Account, count_one())
+                .await
+                .unwrap();
+            1
+        }
+    });
+    let written: u64 = made.await.into_iter().sum();
+    assert_eq!(written, TASKS * 16);
+    assert_eq!(followed(&stores[0]).await, written);
+}
+
+pub(crate) async fn accounts_that_swap_droplets_do_not_fail(place: Place) {
+    let stores = place.two(LIMITS).await;
+    let made = at_once(&stores, 10, |store, task, turn| async move {
+        let own = [&["d1", "d2", "d3"][..], &["d3", "d4"], &["d4", "d1"]];
+        let own = own[usize::try_from((task + turn) % 3).unwrap()];
+        make(&store, &format!("a{}", task % 4), Reach::Account, owns(own)).await
+    });
+    for made in made.await {
+        made.unwrap();
+    }
+}
+
+pub(crate) async fn a_change_that_is_given_up_is_kept_whole_or_not_at_all(place: Place) {
+    let stores = place.two(LIMITS).await;
+    // More than there are connections: none of them may be lost with its caller.
+    for n in 0..60 {
+        let made = make(&stores[0], "a", Reach::Fleet, count_one());
+        let given_up = tokio::time::timeout(Duration::from_micros(150 * (n % 20)), made);
+        // Whether it was in time is not what this is about.
+        let _ = given_up.await;
+    }
+    make(&stores[1], "a", Reach::Fleet, count_one())
+        .await
+        .unwrap();
+    make(&stores[0], "a", Reach::Fleet, count_one())
+        .await
+        .unwrap();
+    let dossier = record_of(&stores[0], "a").await.unwrap();
+    assert_eq!(followed(&stores[1]).await, dossier.letters_written);
+}
+
+pub(crate) async fn two_that_are_opened_at_once_make_one_schema(place: Place) {
+    if matches!(place, Place::Sqlite { .. }) {
+        // The second is kept away by the first, and finds it whole afterwards.
+        drop(place.open().await);
+        place.open().await;
+        return;
+    }
+    let (one, other) = tokio::join!(place.open(), place.open());
+    make(&one, "a", Reach::Account, count_one()).await.unwrap();
+    make(&other, "a", Reach::Account, count_one())
+        .await
+        .unwrap();
+    assert_eq!(place.sql("SELECT count(*) FROM davy_schema").unwrap(), "1");
+    assert_eq!(followed(&one).await, 2);
+}
