@@ -113,7 +113,9 @@ impl Detector {
             .ok_or_else(|| {
                 anyhow!("--detector {url:?} is not a URL such as http://127.0.0.1:7700")
             })?;
-        let endpoint = endpoint.connect_timeout(CONNECT_TIMEOUT).timeout(CALL_TIMEOUT);
+        let endpoint = endpoint
+            .connect_timeout(CONNECT_TIMEOUT)
+            .timeout(CALL_TIMEOUT);
         let channel = endpoint.connect().await.map_err(|error| {
             let why = root_cause(&error);
             anyhow!("no detector answers at {url} ({why}); start `davy-detector serve`, or say where it is with --detector")

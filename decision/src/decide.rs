@@ -315,10 +315,13 @@ fn reasons(
             evidence.suspect, input.episode.since
         ),
         Level::Mining => format!(
-            "mining for {} in this episode, which began on {}; {} droplets mine now, on {} classes of evidence",
+            "mining for {} in this episode, which began on {}; now on {}, on {} classes of evidence",
             evidence.mining,
             input.episode.since,
-            evidence.targets.len(),
+            match evidence.targets.len() {
+                1 => "1 droplet".to_owned(),
+                more => format!("{more} droplets"),
+            },
             evidence.classes.count()
         ),
     }];

@@ -48,14 +48,12 @@ const HOLDS_MAX: usize = 100;
 /// The clock may go back by this much without a word: two machines' clocks are never the same.
 const CLOCK_BACK_MAX: Span = Span::minutes(5);
 
-/// What a decision came to, in short: a further one that comes to the same is not made.
+/// What a decision rests on, in short: a further one that rests on the same and asks for nothing new is not made.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Gist {
     /// The evidence's level.
     pub level: davy_evidence::Level,
-    /// The plan's steps.
-    pub steps: Vec<Step>,
     /// Safeties in force.
     pub in_force: Vec<Safety>,
     /// The policies.
@@ -258,24 +256,21 @@ impl Dossier {
         })
     }
 
-    /// Steps of an episode that automation took or is about to take, and those in effect by a person's word. What was withheld
-    /// was not taken.
+    /// Steps of an episode that automation took or is about to take, and those that people took and that are in effect or about to
+    /// be. What was withheld was not taken.
     fn taken(&self, episode: u64) -> Vec<Step> {
-        let automated = |action: &&Action| {
-            action.key.episode == episode
-                && !action.key.undo
-                && action.key.turn == 0
-                && !matches!(action.state, State::Withheld { .. })
+        let counts = |action: &&Action| {
+            let automated = action.key.episode == episode && action.key.turn == 0;
+            let counts = if automated {
+                !matches!(action.state, State::Withheld { .. })
+            } else {
+                action.is_under_way() || self.in_effect(action.key.step).is_some()
+            };
+            !action.key.undo && counts
         };
-        let mut taken: Vec<_> = (self.actions.iter().filter(automated))
+        let mut taken: Vec<_> = (self.actions.iter().filter(counts))
             .map(|action| action.key.step)
             .collect();
-        let by_person = |step: &Step| self.in_effect(*step).is_some();
-        taken.extend(
-            [Step::Throttle, Step::PowerDown, Step::Lock]
-                .iter()
-                .filter(|step| by_person(step)),
-        );
         if (self.case.as_ref()).is_some_and(|case| case.episode == episode) {
             taken.push(Step::OpenCase);
         }
@@ -365,7 +360,6 @@ impl Gist {
     fn of(plan: &Plan) -> Self {
         Self {
             level: plan.evidence.level,
-            steps: plan.steps.clone(),
             in_force: crate::decide::in_force(&plan.safeties),
             policy: plan.policy.clone(),
         }

@@ -26,6 +26,7 @@ pub mod inventory;
 pub mod metrics;
 pub mod people;
 pub mod policy;
+pub mod replay;
 pub mod safety_service;
 pub mod server;
 pub mod signature;

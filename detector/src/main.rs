@@ -1,12 +1,13 @@
 //! `davy-detector`: the central service.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
-use davy_detector::{Config, Server};
+use davy_decision::settings::Settings;
+use davy_detector::{Config, Server, policy, replay};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -25,6 +26,53 @@ enum Command {
     /// It logs to standard error; RUST_LOG sets how much (e.g. RUST_LOG=debug). SIGTERM and SIGINT end it after
     /// what is in work is stored. It has no authentication: leave it on loopback or behind something that has.
     Serve(Serve),
+    /// Plays a scenario through the same deciding code, and prints what would have been decided, said and done, and when.
+    ///
+    /// A scenario is JSON lines, each an event with its time: facts of accounts, droplets created, evidence, what customers and
+    /// reviewers do, outages. docs/scenario.md has them all. Nothing is contacted: clock, account directory and control plane are
+    /// simulated. In the timeline `>` is what the scenario says, `=` a decision, `·` what happened to a record, `!` an order that
+    /// reached the control plane, `x` a person's act that was refused.
+    Replay(Replay),
+}
+
+#[derive(Args)]
+struct Replay {
+    /// The scenario, JSON lines
+    #[arg(value_name = "SCENARIO")]
+    scenario: PathBuf,
+    /// Directory of the policies (*.cedar) and settings.toml; without: the policy that ships
+    #[arg(long, value_name = "DIR")]
+    policy: Option<PathBuf>,
+    /// Print the timeline as JSON lines
+    #[arg(long)]
+    json: bool,
+}
+
+impl Replay {
+    fn run(&self) -> anyhow::Result<()> {
+        let name = self.scenario.display().to_string();
+        let bytes =
+            std::fs::read(&self.scenario).with_context(|| format!("{name} cannot be read"))?;
+        let events = replay::parse(&name, &bytes)?;
+        let held = policy::Held::open(self.policy.clone())?;
+        let settings = match &self.policy {
+            Some(dir) => policy::read_settings(dir, Settings::default())?,
+            None => Settings::default(),
+        };
+        let world = replay::play(&name, &events, held.now().as_ref().clone(), settings)?;
+        let text = if self.json {
+            replay::to_json(&world.timeline)
+        } else {
+            replay::to_text(&world.timeline)
+        };
+        // A reader that has seen enough (`| head`) is no error.
+        match std::io::stdout().lock().write_all(text.as_bytes()) {
+            Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+                Err(error).context("standard output cannot be written")
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 #[derive(Args)]
@@ -62,16 +110,21 @@ impl Serve {
 
 #[tokio::main]
 async fn main() -> std::process::ExitCode {
-    let Cli {
-        command: Command::Serve(serve),
-    } = Cli::parse();
+    let serve = match Cli::parse().command {
+        Command::Serve(serve) => serve,
+        Command::Replay(replay) => return ended(replay.run()),
+    };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr)
         .init();
-    match run(serve).await {
+    ended(run(serve).await)
+}
+
+fn ended(result: anyhow::Result<()>) -> std::process::ExitCode {
+    match result {
         Ok(()) => std::process::ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("davy-detector: {error:#}");

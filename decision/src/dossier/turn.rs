@@ -40,7 +40,7 @@ impl Dossier {
         if let Some(input) = self.input(fleet, policies.digest(), settings, at) {
             let plan = decide(policies, &input);
             let same = self.gist.as_ref() == Some(&Gist::of(&plan));
-            if !same || self.may_retry(&plan, settings, at) {
+            if !same || self.asks_anew(&plan, settings, at) {
                 events.extend(self.apply(&plan, settings, at));
                 decision = Some((input, plan));
             }
@@ -49,22 +49,21 @@ impl Dossier {
         Turn { events, decision }
     }
 
-    /// Whether a plan that was made before is made again: what was withheld of it is tried anew, not at once.
-    fn may_retry(&self, plan: &Plan, settings: &Settings, at: Time) -> bool {
-        let mut steps = plan.steps.iter().filter(|step| step.is_customer_facing());
-        let rested = |action: &Action| match action.state {
-            State::Withheld { at: withheld, .. } => at - withheld >= settings.plan_fresh_ms,
+    /// Whether a plan asks for a step that changes something. What was withheld is tried anew, not at once.
+    fn asks_anew(&self, plan: &Plan, settings: &Settings, at: Time) -> bool {
+        let rests = |action: &Action| match action.state {
+            State::Withheld { at: withheld, .. } => at - withheld < settings.plan_fresh_ms,
             _ => false,
         };
-        steps.any(|step| {
+        let resting = |step: Step| {
             (self.actions.iter()).any(|action| {
                 let key = &action.key;
-                key.episode == self.episodes
-                    && key.step == *step
-                    && (key.turn, key.undo) == (0, false)
-                    && rested(action)
+                let automated = (key.turn, key.undo) == (0, false);
+                key.episode == self.episodes && key.step == step && automated && rests(action)
             })
-        })
+        };
+        let mut steps = plan.steps.iter().filter(|step| **step > Step::CloserLook);
+        steps.any(|step| !resting(*step))
     }
 
     /// What time alone brings: a release without an answer is in doubt, a throttle ends, an unanswered lock steps back, what speaks
