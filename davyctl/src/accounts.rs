@@ -11,6 +11,8 @@ use davy_decision::{
     time::Time,
 };
 use davy_proto::v1;
+use prost::Message;
+use serde::Serialize;
 use serde_json::Value;
 
 use crate::case_render as render;
@@ -19,6 +21,9 @@ use crate::document;
 
 /// Longest line of a file, bytes: an account with ten thousand droplets is below it.
 const LINE_BYTES_MAX: usize = 4 << 20;
+/// Most records in one call, and most bytes: the detector takes 10,000, and messages of 4 MiB.
+const PART_RECORDS_MAX: usize = 2_000;
+const PART_BYTES_MAX: usize = 2 << 20;
 /// Most lines that are told to be wrong.
 const ERRORS_MAX: usize = 50;
 
@@ -44,6 +49,8 @@ pub enum AccountsCommand {
 /// A line that is right.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Line {
+    /// Its number in the file, from 1.
+    pub number: usize,
     /// Whose.
     pub account: AccountId,
     /// What.
@@ -63,7 +70,7 @@ pub fn read_lines(input: impl BufRead, now: Time) -> anyhow::Result<Vec<Line>> {
         if text.trim().is_empty() {
             continue;
         }
-        match read_line(&text, now) {
+        match read_line(number, &text, now) {
             Ok(line) => match seen.insert(line.account.clone(), number) {
                 Some(first) => errors.push(format!(
                     "line {number}: account {} is in line {first}, too; keep one of them",
@@ -88,7 +95,7 @@ pub fn read_lines(input: impl BufRead, now: Time) -> anyhow::Result<Vec<Line>> {
     )
 }
 
-fn read_line(text: &str, now: Time) -> Result<Line, String> {
+fn read_line(number: usize, text: &str, now: Time) -> Result<Line, String> {
     if text.len() > LINE_BYTES_MAX {
         return Err(format!(
             "{} bytes, at most {LINE_BYTES_MAX}; split it",
@@ -112,7 +119,11 @@ fn read_line(text: &str, now: Time) -> Result<Line, String> {
         return Err("it has no facts; give at least one, or leave the line out".to_owned());
     }
     facts.check(now).map_err(|error| error.to_string())?;
-    Ok(Line { account, facts })
+    Ok(Line {
+        number,
+        account,
+        facts,
+    })
 }
 
 /// Reads a file, or standard input.
@@ -134,19 +145,110 @@ pub fn read_file(path: &Path, now: Time) -> anyhow::Result<Vec<Line>> {
     Ok(lines)
 }
 
-/// Sends what was read.
+/// What `davyctl accounts import` did.
+#[derive(Debug, Default, Serialize)]
+struct Imported {
+    version: u32,
+    taken: u64,
+    refused: Vec<RefusedLine>,
+}
+
+/// A line that the detector did not take.
+#[derive(Debug, Serialize)]
+struct RefusedLine {
+    line: usize,
+    account: String,
+    reason: String,
+}
+
+/// Sends what was read, in parts.
 ///
 /// # Errors
-/// One sentence.
-#[expect(
-    clippy::unused_async,
-    reason = "the call to AccountIntake.PushFacts is made here"
-)]
-pub async fn import(lines: Vec<Line>, _: &Detector, _: bool) -> anyhow::Result<String> {
-    bail!(
-        "all {} lines are right, but this release has no AccountIntake to send them to: nothing was sent",
-        lines.len()
-    )
+/// If the detector does not answer, or refuses a line: those before it were taken.
+pub async fn import(lines: Vec<Line>, detector: &Detector, json: bool) -> anyhow::Result<String> {
+    let mut imported = Imported {
+        version: crate::model::VERSION,
+        ..Imported::default()
+    };
+    for part in parts(lines) {
+        let numbers: Vec<_> = part.iter().map(|(number, _)| *number).collect();
+        let records = part.into_iter().map(|(_, record)| record).collect();
+        let answer = detector
+            .intake()
+            .push_facts(v1::PushFactsRequest { records })
+            .await;
+        let answer = answer.map_err(|status| {
+            said(&status).context(format!(
+                "{} accounts were taken before this",
+                imported.taken
+            ))
+        })?;
+        let v1::PushFactsResponse { taken, refused } = answer.into_inner();
+        imported.taken += taken;
+        imported.refused.extend(refused.into_iter().map(|refused| {
+            RefusedLine {
+                line: (usize::try_from(refused.index).ok())
+                    .and_then(|index| numbers.get(index).copied())
+                    .unwrap_or(0),
+                account: document::clean(&refused.account),
+                reason: document::clean(&refused.reason),
+            }
+        }));
+    }
+    if !imported.refused.is_empty() {
+        let told: Vec<_> = (imported.refused.iter().take(ERRORS_MAX))
+            .map(
+                |RefusedLine {
+                     line,
+                     account,
+                     reason,
+                 }| format!("line {line}: account {account}: {reason}"),
+            )
+            .collect();
+        bail!(
+            "{} accounts were taken, {} refused by the detector:\n  {}",
+            imported.taken,
+            imported.refused.len(),
+            told.join("\n  ")
+        );
+    }
+    if json {
+        return document::pretty(&imported);
+    }
+    Ok(format!(
+        "Facts about {} accounts were taken.\n",
+        imported.taken
+    ))
+}
+
+/// Records with their lines' numbers, in parts that a message has room for.
+fn parts(lines: Vec<Line>) -> Vec<Vec<(usize, v1::AccountRecord)>> {
+    let mut parts = vec![Vec::new()];
+    let mut bytes = 0;
+    for Line {
+        number,
+        account,
+        facts,
+    } in lines
+    {
+        let record = v1::AccountRecord {
+            account: account.to_string(),
+            facts: Some(davy_proto::accounts::on_wire(&facts)),
+        };
+        let length = record.encoded_len();
+        let full = parts
+            .last()
+            .is_none_or(|part: &Vec<_>| part.len() >= PART_RECORDS_MAX);
+        if full || (bytes > 0 && bytes + length > PART_BYTES_MAX) {
+            parts.push(Vec::new());
+            bytes = 0;
+        }
+        bytes += length;
+        if let Some(part) = parts.last_mut() {
+            part.push((number, record));
+        }
+    }
+    parts
 }
 
 /// `davyctl accounts show`.
@@ -184,6 +286,20 @@ mod tests {
         let lines = read_lines(text.as_bytes(), NOW).unwrap();
         assert_eq!(lines.len(), 2);
         assert!(lines[1].facts.vouched.is_some());
+        assert_eq!(lines[1].number, 3);
+    }
+
+    #[test]
+    fn a_long_file_goes_in_parts_with_its_numbers() {
+        let line = |n: usize| {
+            format!(
+                r#"{{"account": "a{n}", "run_rate": {{"value": 1, "as_of": "2019-05-29T00:00:00Z"}}}}"#
+            )
+        };
+        let text: Vec<_> = (1..=2_500).map(line).collect();
+        let parts = parts(read_lines(text.join("\n").as_bytes(), NOW).unwrap());
+        assert_eq!(parts.iter().map(Vec::len).collect::<Vec<_>>(), [2_000, 500]);
+        assert_eq!(parts[1][0].0, 2_001);
     }
 
     #[test]

@@ -10,6 +10,8 @@ use crate::render::{IF_WORDS_BREAK, age_ms, column, list, table};
 
 /// Width of running text without a terminal.
 const TEXT_CHARS: usize = 100;
+/// Above links, everywhere.
+const LINKS: &str = "Links to other accounts (context only, never a justification)";
 
 fn span(ms: u64) -> String {
     Span::ms(ms / 1_000 * 1_000).to_string()
@@ -73,7 +75,7 @@ pub fn list_of(answer: &v1::ListCasesResponse, now: u64, width: Option<u16>) -> 
         column("STATE", None, false),
         column("LOCKED", Some(IF_WORDS_BREAK), false),
         column("CUSTOMER", None, false),
-        column("OPINIONS", Some(2), false),
+        column("OPINIONS", Some(IF_WORDS_BREAK + 1), false),
         column("OPENED", Some(1), true),
     ];
     let row = |case: &v1::CaseSummary| {
@@ -197,10 +199,7 @@ fn links(links: &[v1::Link], width: Option<u16>) -> String {
         ]
     };
     let rows: Vec<_> = links.iter().map(row).collect();
-    format!(
-        "\nLinks to other accounts (context only, never a justification):\n{}",
-        table(&columns, &rows, width)
-    )
+    table(&columns, &rows, width)
 }
 
 /// `davyctl accounts show`.
@@ -229,7 +228,9 @@ pub fn account(answer: &v1::GetAccountResponse, width: Option<u16>) -> String {
     let mut text = labelled(&rows, width);
     text.push('\n');
     text += &facts(&answer.facts, now, width);
-    text += &links(&answer.links, width);
+    if !answer.links.is_empty() {
+        text += &format!("\n{LINKS}\n{}", links(&answer.links, width));
+    }
     text.push('\n');
     text += &safeties(&answer.safeties, width);
     text
@@ -258,7 +259,7 @@ pub fn case(answer: &v1::GetCaseResponse, width: Option<u16>) -> String {
     section("Evidence", evidence(answer, now, width));
     section("Usual and unusual", comparisons(answer, width));
     section("Facts", facts(&answer.facts, now, width));
-    section("", links(&answer.links, width).trim_start().to_owned());
+    section(LINKS, links(&answer.links, width));
     section("Safeties now", safeties(&answer.safeties, width));
     section("Decisions", decisions(answer, now, width));
     section("Actions", actions(answer, now, width));

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
+use davy_proto::v1::account_intake_client::AccountIntakeClient;
 use davy_proto::v1::automation_client::AutomationClient;
 use davy_proto::v1::cases_client::CasesClient;
 use davy_proto::v1::safety_service_client::SafetyServiceClient;
@@ -132,6 +133,12 @@ impl Detector {
     /// Kill switch, audit log, decisions.
     pub fn automation(&self) -> AutomationClient<Signed> {
         AutomationClient::with_interceptor(self.channel.clone(), self.bearer.clone())
+            .max_decoding_message_size(ANSWER_BYTES_MAX)
+    }
+
+    /// Facts.
+    pub fn intake(&self) -> AccountIntakeClient<Signed> {
+        AccountIntakeClient::with_interceptor(self.channel.clone(), self.bearer.clone())
             .max_decoding_message_size(ANSWER_BYTES_MAX)
     }
 

@@ -256,8 +256,8 @@ impl Dossier {
         })
     }
 
-    /// Steps of an episode that automation took or is about to take, and those that people took and that are in effect or about to
-    /// be. What was withheld was not taken.
+    /// Steps of an episode that automation took or is about to take, and those in effect or about to be by a person's word. What was
+    /// withheld was not taken.
     fn taken(&self, episode: u64) -> Vec<Step> {
         let counts = |action: &&Action| {
             let automated = action.key.episode == episode && action.key.turn == 0;
@@ -271,6 +271,10 @@ impl Dossier {
         let mut taken: Vec<_> = (self.actions.iter().filter(counts))
             .map(|action| action.key.step)
             .collect();
+        let steps = [Step::Throttle, Step::PowerDown, Step::Lock].into_iter();
+        taken.extend(
+            steps.filter(|step| self.in_effect(*step).is_some() || self.by_person(*step).is_some()),
+        );
         if (self.case.as_ref()).is_some_and(|case| case.episode == episode) {
             taken.push(Step::OpenCase);
         }
@@ -296,6 +300,10 @@ impl Dossier {
                 Step::CloserLook => events.push(Event::CloserLook),
                 Step::OpenCase => events.extend(self.open_case(at)),
                 Step::Notify | Step::Throttle | Step::PowerDown | Step::Lock => {
+                    // A case that people have decided shows nobody what is done now.
+                    if !self.case.as_ref().is_some_and(Case::is_open) {
+                        events.extend(self.open_case(at));
+                    }
                     let Some(case) = self.case.as_ref().map(|case| case.id.clone()) else {
                         continue;
                     };

@@ -1,6 +1,8 @@
 //! The wire: `davy.v1` as generated from `proto/davy/v1/*.proto`, and the conversions between wire and domain types
-//! ([`convert`]). Nothing here does I/O.
+//! ([`convert`], and `accounts` with the feature of this name). Nothing here does I/O.
 
+#[cfg(feature = "accounts")]
+pub mod accounts;
 pub mod convert;
 mod convert_pmu;
 

@@ -30,6 +30,15 @@ enum What {
         #[arg(long)]
         json: bool,
     },
+    /// Decisions per second of the pure core on one core, of an optimised build
+    Decisions {
+        /// About how long to measure, in seconds
+        #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(3..=3_600))]
+        seconds: u64,
+        /// Print one JSON document on standard output, all else on standard error
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 /// Runs `bench`.
@@ -37,10 +46,23 @@ enum What {
 /// # Errors
 /// If something needed is missing, the build fails, or a measurement does.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
-    let What::Events { seconds, json } = &arguments.what;
     if let Some(obstacle) = doctor::report(&facts::gather()?).obstacle(Task::Build) {
         bail!("cannot build; missing: {obstacle} (or all at once: cargo xtask setup)");
     }
+    match &arguments.what {
+        What::Events { seconds, json } => events(*seconds, *json),
+        What::Decisions { seconds, json } => decisions(*seconds, *json),
+    }
+}
+
+fn decisions(seconds: u64, json: bool) -> Result<ExitCode> {
+    let programs = build::build(&["davy-bench"], true)?;
+    let mut command = shell::command(&programs.join("davy-bench").to_string_lossy())?;
+    command.args(["decisions", "--seconds", &seconds.to_string()]);
+    run_it(command, json)
+}
+
+fn events(seconds: u64, json: bool) -> Result<ExitCode> {
     if shell::capture("perf", &["--version"]).is_none() {
         bail!("perf is missing; install it: apt-get install linux-perf");
     }
@@ -61,7 +83,11 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         .arg(release.join("davy-agent"))
         .arg("--detector")
         .arg(programs.join("davy-detector"));
-    if *json {
+    run_it(command, json)
+}
+
+fn run_it(mut command: std::process::Command, json: bool) -> Result<ExitCode> {
+    if json {
         command.arg("--json");
     }
     let line = shell::line(&command);

@@ -4,6 +4,7 @@ use super::{Dossier, Event, PARCELS_MAX, Refusal, turn::answer_within};
 use crate::{
     account::Facts,
     action::{Action, By, Key, Letter, Outcome, Parcel, Recipient, State},
+    case::Case,
     decide::in_force,
     fleet::Fleet,
     order::{Order, Verb},
@@ -49,7 +50,11 @@ impl Dossier {
     pub fn errands(&self, fleet: &Fleet, at: Time) -> Vec<Errand> {
         let actions = (self.actions.iter()).map(|action| {
             let with_facts = action.is_automated();
-            let ready = !action.key.undo || self.is_settled(&undone_by(&action.key));
+            let ready = match action.key.undo {
+                true => self.is_settled(&undone_by(&action.key)),
+                // An undoing that is under way could lift this one as well.
+                false => !self.is_being_undone(action.key.step),
+            };
             (
                 Parcel::Action(action.key.clone()),
                 &action.state,
@@ -93,6 +98,20 @@ impl Dossier {
         action.is_none_or(|action| !action.is_under_way())
     }
 
+    fn is_being_undone(&self, step: Step) -> bool {
+        (self.actions.iter())
+            .any(|held| held.key.undo && held.key.step == step && held.is_under_way())
+    }
+
+    /// What a person decided at this step, if it is in effect or about to be.
+    pub(super) fn by_person(&self, step: Step) -> Option<&Action> {
+        (self.actions.iter())
+            .filter(|action| action.key.step == step && !action.key.undo)
+            .filter(|action| matches!(action.by, By::Person { .. }))
+            .filter(|action| action.is_under_way() || action.may_be_felt())
+            .find(|action| !self.is_undone(&action.key))
+    }
+
     /// The action that holds the account at this step now: it may be felt, and is not being undone.
     #[must_use]
     pub fn in_effect(&self, step: Step) -> Option<&Action> {
@@ -105,7 +124,7 @@ impl Dossier {
         (self.actions.iter()).any(|action| {
             action.key.undo
                 && undone_by(&action.key) == *key
-                && !matches!(action.state, State::Refused { .. })
+                && !matches!(action.state, State::Refused { .. } | State::Withheld { .. })
         })
     }
 
@@ -140,7 +159,9 @@ impl Dossier {
         }
         let current = self.episodes;
         while self.actions.len() > PARCELS_MAX {
-            let old = |action: &Action| action.key.episode < current && !action.is_under_way();
+            let old = |action: &Action| {
+                action.key.episode < current && !action.is_under_way() && !self.is_felt(action)
+            };
             let Some(at) = self.actions.iter().position(old) else {
                 break;
             };
@@ -271,6 +292,9 @@ impl Dossier {
         if self.is_undone(&action.key) {
             return Some("it was undone before it left".to_owned());
         }
+        if self.by_person(action.key.step).is_some() {
+            return Some("a person has decided the same".to_owned());
+        }
         let fresh = settings.release_facts_fresh_ms;
         let looked = self.safeties(fleet, settings, fresh, &action.targets, at);
         let names: Vec<_> = in_force(&looked)
@@ -280,8 +304,8 @@ impl Dossier {
         if !names.is_empty() {
             return Some(format!("in force: {}", names.join(", ")));
         }
-        if self.case.is_none() {
-            return Some("there is no case".to_owned());
+        if !self.case.as_ref().is_some_and(Case::is_open) {
+            return Some("no case is open in which people would see it".to_owned());
         }
         let episode = (self.episode.as_ref()).filter(|held| held.number == action.key.episode);
         let Some(evidence) = episode.map(|episode| episode.summary(at, settings)) else {

@@ -13,7 +13,7 @@ use davy_proto::v1::account_directory_client::AccountDirectoryClient;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
-use super::wire;
+use davy_proto::accounts as wire;
 
 /// Largest answer read, bytes: an account with all the droplets that are kept.
 const ANSWER_BYTES_MAX: usize = 16 << 20;

@@ -12,10 +12,10 @@ use davy_proto::v1::account_intake_server::AccountIntake;
 use tonic::{Request, Response, Status};
 
 use super::directory::{Directory, DirectoryError};
-use super::wire;
 use crate::desk::Desk;
 use crate::people::Gate;
 use crate::store::ledger::LedgerError;
+use davy_proto::accounts as wire;
 
 /// Most records in one request.
 const RECORDS_MAX: usize = 10_000;

@@ -2,7 +2,6 @@
 //!
 //! - [`directory`] — the provider's `AccountDirectory`, asked when a decision needs facts.
 //! - [`intake`], [`webhook`] — facts that are pushed, and what customers say.
-//! - [`wire`] — facts on the wire.
 //! - [`sighting`] — from a host's window to what it says of each account's droplets.
 //! - [`attribute`] — whose they are.
 
@@ -11,4 +10,3 @@ pub mod directory;
 pub mod intake;
 pub mod sighting;
 pub mod webhook;
-pub mod wire;

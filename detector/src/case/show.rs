@@ -92,7 +92,7 @@ pub(super) async fn account(
         fetched_at_unix_ms: dossier.fetched_at.map(Time::unix_ms),
         fetch_failed: dossier.fetch_failed.clone(),
         case: case.map(|case| summary(case, dossier.is_locked(), &desk.settings)),
-        facts_json: json(&dossier.facts)?,
+        record_json: json(&dossier.facts)?,
     })
 }
 

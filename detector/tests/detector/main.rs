@@ -9,5 +9,6 @@
 mod deciding;
 mod ingest;
 mod keeping;
+mod people;
 mod program;
 mod support;

@@ -20,6 +20,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 mod daemon;
+mod decisions;
 mod empty;
 mod events;
 mod figures;
@@ -53,6 +54,15 @@ enum Command {
         #[arg(long)]
         detector: Option<PathBuf>,
     },
+    /// Measure decisions per second of the pure core on one core; needs no root
+    Decisions {
+        /// About how long to measure, in seconds
+        #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(3..=3_600))]
+        seconds: u64,
+        /// Print one JSON document instead of the table
+        #[arg(long)]
+        json: bool,
+    },
     /// Two threads that switch to each other on one CPU (used by `events`)
     #[command(hide = true)]
     Switching {
@@ -78,6 +88,7 @@ fn main() -> ExitCode {
             agent,
             detector,
         } => measure(seconds, json, &daemon::Programs { agent, detector }),
+        Command::Decisions { seconds, json } => decide(seconds, json),
         Command::Switching { content, same } => load::switching(&content, same),
         Command::Sleeping { threads } => load::sleeping(threads),
     };
@@ -88,6 +99,16 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn decide(seconds: u64, json: bool) -> Result<()> {
+    let rates = decisions::measure(Instant::now() + Duration::from_secs(seconds))?;
+    if json {
+        println!("{}", serde_json::to_string_pretty(&rates)?);
+    } else {
+        println!("{rates}");
+    }
+    Ok(())
 }
 
 fn measure(seconds: u64, json: bool, programs: &daemon::Programs) -> Result<()> {

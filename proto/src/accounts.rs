@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::v1;
 use davy_decision::{
     account::{
         AccountId, Cents, Credit, Droplet, DropletId, Facts, IdError, Invoice, InvoiceState, Known,
@@ -9,7 +10,6 @@ use davy_decision::{
     },
     time::Time,
 };
-use davy_proto::v1;
 
 /// Why facts cannot be taken from the wire.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
