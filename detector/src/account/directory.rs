@@ -18,6 +18,10 @@ use davy_proto::accounts as wire;
 /// Largest answer read, bytes: an account with all the droplets that are kept.
 const ANSWER_BYTES_MAX: usize = 16 << 20;
 
+/// How often a connection that is in use is asked whether it lives, and how long it may take to answer: one to a host that died is
+/// then made anew, and not kept until TCP gives up.
+const KEEPALIVE: Duration = Duration::from_secs(10);
+
 /// A text that is no URL.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not a URL such as http://127.0.0.1:7800")]
@@ -142,6 +146,8 @@ pub(crate) fn lazy_channel(url: &str, timeout: Duration) -> Result<Channel, BadU
     Ok(endpoint
         .connect_timeout(timeout)
         .timeout(timeout)
+        .http2_keep_alive_interval(KEEPALIVE)
+        .keep_alive_timeout(KEEPALIVE)
         .connect_lazy())
 }
 

@@ -160,6 +160,16 @@ fn timeout(key: &'static str, value: u64) -> Result<Duration, ProviderError> {
     })
 }
 
+/// Whether a webhook can be there: http or https, a host, and no password in the configuration's text.
+fn is_web(url: &str) -> bool {
+    let uri = url.parse::<axum::http::Uri>();
+    uri.is_ok_and(|uri| {
+        matches!(uri.scheme_str(), Some("http" | "https"))
+            && uri.host().is_some_and(|host| !host.is_empty())
+            && (uri.authority()).is_some_and(|authority| !authority.as_str().contains('@'))
+    })
+}
+
 impl DirectoryConfig {
     /// The directory.
     ///
@@ -193,7 +203,7 @@ impl ActionsConfig {
                     .ok_or_else(|| missing("power_control", section))?;
                 let timeout = timeout("actions.power_control.timeout_ms", config.timeout_ms)?;
                 let key = "actions.power_control.url";
-                let driver = PowerControl::open(&config.url, timeout);
+                let driver = PowerControl::open(&config.url, timeout, system_clock());
                 Ok(Arc::new(
                     driver.map_err(|source| ProviderError::Url { key, source })?,
                 ))
@@ -202,7 +212,7 @@ impl ActionsConfig {
                 let config =
                     (self.webhook.as_ref()).ok_or_else(|| missing("webhook", "actions.webhook"))?;
                 let (url, key) = (&config.url, "actions.webhook.url");
-                if !(url.starts_with("https://") || url.starts_with("http://")) {
+                if !is_web(url) {
                     let source = BadUrl(url.clone());
                     return Err(ProviderError::Url { key, source });
                 }
@@ -254,5 +264,19 @@ mod tests {
             open("driver = \"power_control\"\n[power_control]\nurl = \"http://h:1\""),
             Ok("power control")
         );
+    }
+
+    #[test]
+    fn a_webhook_is_a_url_with_a_host_and_without_a_password() {
+        assert!(is_web("https://control.example/davy"));
+        assert!(is_web("http://[::1]:7801"));
+        for odd in [
+            "https://",
+            "control.example",
+            "ftp://a",
+            "https://davy:pw@a/",
+        ] {
+            assert!(!is_web(odd), "{odd}");
+        }
     }
 }

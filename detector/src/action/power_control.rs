@@ -1,4 +1,7 @@
 //! The provider's `PowerControl` over gRPC: see `proto/davy/v1/power_control.proto` for what it promises and must do.
+//!
+//! One call per order, never repeated here: what is in doubt is queried. The order's own end is the call's deadline, and after it nothing is
+//! sent. Only an answer that says so is a refusal: a status may come from anything on the way, and says nothing about the order.
 
 use std::time::Duration;
 
@@ -10,15 +13,18 @@ use davy_decision::{
 use davy_proto::v1;
 use davy_proto::v1::power_control_client::PowerControlClient;
 use tonic::transport::Channel;
-use tonic::{Response, Status};
+use tonic::{Request, Response, Status};
 
-use super::driver::{Answer, Driver};
+use super::driver::{Answer, Driver, time_left, words};
 use crate::account::directory::{BadUrl, lazy_channel, said};
+use crate::desk::Clock;
 
 /// See the module.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct PowerControl {
     client: PowerControlClient<Channel>,
+    timeout: Duration,
+    clock: Clock,
 }
 
 impl PowerControl {
@@ -26,9 +32,12 @@ impl PowerControl {
     ///
     /// # Errors
     /// If the URL is none.
-    pub fn open(url: &str, timeout: Duration) -> Result<Self, BadUrl> {
-        let client = PowerControlClient::new(lazy_channel(url, timeout)?);
-        Ok(Self { client })
+    pub fn open(url: &str, timeout: Duration, clock: Clock) -> Result<Self, BadUrl> {
+        Ok(Self {
+            client: PowerControlClient::new(lazy_channel(url, timeout)?),
+            timeout,
+            clock,
+        })
     }
 }
 
@@ -36,13 +45,12 @@ impl PowerControl {
 fn understood(answer: Result<Response<v1::ActionReply>, Status>, asked: bool) -> Answer {
     let v1::ActionReply { outcome, detail } = match answer {
         Ok(answer) => answer.into_inner(),
-        Err(status) => return Answer::doubtful(said(&status)),
+        Err(status) => return Answer::doubtful(words(&said(&status))),
     };
+    let detail = words(&detail);
     let outcome = match v1::ActionOutcome::try_from(outcome) {
         Ok(v1::ActionOutcome::Done) => Outcome::Done,
-        Ok(v1::ActionOutcome::Refused) => Outcome::Refused {
-            why: detail.clone(),
-        },
+        Ok(v1::ActionOutcome::Refused) => return Answer::refused(detail),
         // Only a query can find that something never came.
         Ok(v1::ActionOutcome::NeverSeen) if asked => Outcome::NeverSeen,
         Ok(v1::ActionOutcome::UnderWay) => {
@@ -62,7 +70,10 @@ impl Driver for PowerControl {
     }
 
     async fn perform(&self, order: &Order) -> Answer {
-        let request = v1::ActionRequest {
+        let Some(timeout) = time_left(order.not_after, (self.clock)(), self.timeout) else {
+            return Answer::too_late(order);
+        };
+        let mut request = Request::new(v1::ActionRequest {
             key: order.key.clone(),
             account: order.account.to_string(),
             droplets: order.droplets.iter().map(DropletId::to_string).collect(),
@@ -71,7 +82,8 @@ impl Driver for PowerControl {
             automated: order.automated,
             released_unix_ms: order.released_at.unix_ms(),
             not_after_unix_ms: order.not_after.unix_ms(),
-        };
+        });
+        request.set_timeout(timeout);
         let mut client = self.client.clone();
         let answer = match order.verb {
             Verb::Notify => client.notify(request).await,

@@ -2,7 +2,9 @@
 //!
 //! `POST` of the order ([`Order`] as JSON), or of `{"query": KEY}`, with the headers of [`crate::signature`] and `Idempotency-Key`. The answer
 //! is JSON, `{"outcome": "done" | "refused" | "under_way" | "never_seen", "detail": …}`. A connection that fails, a 5xx or a 429 is
-//! tried again under the same key while the order may still arrive; other 4xx are a refusal. What is not understood is in doubt.
+//! tried again under the same key while the order may still arrive. An attempt of which nothing is heard is not: it is in doubt at once. Other
+//! 4xx are a refusal, but not if an earlier attempt may have arrived: that one may have been done, and the error be about its copy.
+//! What is not understood is in doubt. Redirects are not followed: a signed order goes where it was configured to go.
 
 use std::time::Duration;
 
@@ -13,7 +15,7 @@ use davy_decision::{
 };
 use serde::Deserialize;
 
-use super::driver::{Answer, Driver};
+use super::driver::{Answer, Driver, time_left, words};
 use crate::desk::Clock;
 use crate::signature::{SIGNATURE, Secret, TIMESTAMP};
 
@@ -28,8 +30,18 @@ pub struct Webhook {
     agent: ureq::Agent,
     url: String,
     secret: Secret,
+    timeout: Duration,
     attempts_max: u32,
     clock: Clock,
+}
+
+/// A request with its key.
+#[derive(Clone)]
+struct Letter {
+    key: String,
+    body: String,
+    /// Whether it only asks what became of an order.
+    asked: bool,
 }
 
 #[derive(Deserialize)]
@@ -41,9 +53,16 @@ struct Said {
 
 /// One attempt's end.
 enum Attempt {
+    /// What stands, or is to be queried.
     Answered(Answer),
+    /// A client error to an order, in words.
+    Rejected(String),
     /// Worth another attempt.
-    Failed(String),
+    Failed {
+        /// Whether it may have arrived.
+        arrived: bool,
+        why: String,
+    },
 }
 
 impl Webhook {
@@ -57,7 +76,6 @@ impl Webhook {
         clock: Clock,
     ) -> Self {
         let agent = ureq::Agent::config_builder()
-            .timeout_global(Some(timeout))
             .http_status_as_error(false)
             .max_redirects(0)
             .build()
@@ -66,82 +84,127 @@ impl Webhook {
             agent,
             url,
             secret,
+            timeout,
             attempts_max,
             clock,
         }
     }
 
-    async fn post(&self, key: &str, body: String, not_after: Time, asked: bool) -> Answer {
-        let mut pause = PAUSE;
-        let mut last = String::new();
+    async fn post(&self, letter: Letter, not_after: Time) -> Answer {
+        let (mut pause, mut last, mut in_doubt) = (PAUSE, String::new(), false);
         for attempt in 1..=self.attempts_max {
-            let (this, key, body) = (self.clone(), key.to_owned(), body.clone());
-            let tried = tokio::task::spawn_blocking(move || this.attempt(&key, &body, asked)).await;
+            let Some(timeout) = time_left(not_after, (self.clock)(), self.timeout) else {
+                break;
+            };
+            let (this, copy) = (self.clone(), letter.clone());
+            let tried = tokio::task::spawn_blocking(move || this.attempt(&copy, timeout)).await;
             match tried {
                 Ok(Attempt::Answered(answer)) => return answer,
-                Ok(Attempt::Failed(why)) => last = why,
-                Err(error) => last = error.to_string(),
+                Ok(Attempt::Rejected(why)) if in_doubt => return Answer::doubtful(why),
+                Ok(Attempt::Rejected(why)) => return Answer::refused(why),
+                Ok(Attempt::Failed { arrived, why }) => {
+                    in_doubt |= arrived;
+                    last = why;
+                }
+                Err(error) => return Answer::doubtful(error.to_string()),
             }
-            let now = (self.clock)();
+            tracing::warn!(
+                key = letter.key,
+                attempt,
+                why = last,
+                "the webhook did not take a request"
+            );
             let rest = Span::ms(u64::try_from(pause.as_millis()).unwrap_or(u64::MAX));
-            if attempt == self.attempts_max || now.after(rest) >= not_after {
+            if attempt == self.attempts_max || (self.clock)().after(rest) >= not_after {
                 break;
             }
             tokio::time::sleep(pause).await;
             pause *= 2;
         }
-        Answer::doubtful(format!("{}: {last}", self.url))
+        let sent = if in_doubt { "" } else { "nothing was sent: " };
+        Answer::doubtful(format!("{}: {sent}{last}", self.url))
     }
 
-    fn attempt(&self, key: &str, body: &str, asked: bool) -> Attempt {
+    fn attempt(&self, letter: &Letter, timeout: Duration) -> Attempt {
+        let Letter { key, body, asked } = letter;
+        // Signed anew each time: a receiver refuses what was signed long ago.
         let (timestamp, signature) = self.secret.sign((self.clock)(), body.as_bytes());
         let sent = (self.agent.post(&self.url))
+            .config()
+            .timeout_global(Some(timeout))
+            .build()
             .header("content-type", "application/json")
-            .header("idempotency-key", key)
+            .header("idempotency-key", header_of(key))
             .header(TIMESTAMP, &timestamp)
             .header(SIGNATURE, &signature)
-            .send(body);
+            .send(body.as_str());
         let mut response = match sent {
             Ok(response) => response,
-            Err(error) => return Attempt::Failed(error.to_string()),
+            Err(error) => return broken(&error),
         };
         let status = response.status().as_u16();
+        if matches!(status, 429 | 500..=599) {
+            let why = format!("HTTP {status}");
+            return Attempt::Failed { arrived: true, why };
+        }
         let text = (response.body_mut().with_config().limit(ANSWER_BYTES_MAX)).read_to_string();
         let text = match text {
             Ok(text) => text,
-            Err(error) => return Attempt::Failed(format!("HTTP {status}, but {error}")),
+            // It came, and was answered: what it became is to be asked, not sent again.
+            Err(error) => {
+                return Attempt::Answered(Answer::doubtful(format!("HTTP {status}, but {error}")));
+            }
         };
         match status {
-            200..=299 => Attempt::Answered(understood(&text, asked)),
-            429 | 500..=599 => Attempt::Failed(format!("HTTP {status}")),
+            200..=299 => Attempt::Answered(understood(&text, *asked)),
             // A query that is refused says nothing about the order.
-            400..=499 if !asked => {
-                let why = format!(
-                    "HTTP {status}: {}",
-                    text.chars().take(300).collect::<String>()
-                );
-                Attempt::Answered(Answer {
-                    outcome: Outcome::Refused { why: why.clone() },
-                    detail: why,
-                })
-            }
-            _ => Attempt::Answered(Answer::doubtful(format!("HTTP {status}"))),
+            400..=499 if !asked => Attempt::Rejected(format!("HTTP {status}: {}", words(&text))),
+            _ => Attempt::Answered(Answer::doubtful(format!("HTTP {status}: {}", words(&text)))),
         }
     }
 }
 
-fn understood(text: &str, asked: bool) -> Answer {
-    let Ok(Said { outcome, detail }) = serde_json::from_str(text) else {
-        let shown: String = text.chars().take(100).collect();
-        return Answer::doubtful(format!("the answer is not understood: {shown:?}"));
+/// Of an attempt without an answer.
+fn broken(error: &ureq::Error) -> Attempt {
+    use ureq::{Error, Timeout};
+    let why = error.to_string();
+    let arrived = match error {
+        Error::HostNotFound
+        | Error::ConnectionFailed
+        | Error::Timeout(Timeout::Resolve | Timeout::Connect) => false,
+        Error::Io(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => false,
+        Error::Timeout(_) => return Attempt::Answered(Answer::doubtful(why)),
+        _ => true,
     };
+    Attempt::Failed { arrived, why }
+}
+
+/// A key as a header can hold it: what is not visible ASCII, and `%`, as `%` and two hexadecimal digits.
+fn header_of(key: &str) -> String {
+    let mut text = String::with_capacity(key.len());
+    for byte in key.bytes() {
+        if byte.is_ascii_graphic() && byte != b'%' {
+            text.push(char::from(byte));
+        } else {
+            text.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    text
+}
+
+fn understood(text: &str, asked: bool) -> Answer {
+    // An object alone: serde would also take a list for the members in their order.
+    let object = serde_json::from_str::<serde_json::Map<String, serde_json::Value>>(text);
+    let said = object.and_then(|object| serde_json::from_value(object.into()));
+    let Ok(Said { outcome, detail }) = said else {
+        return Answer::doubtful(format!("the answer is not understood: {:?}", words(text)));
+    };
+    let detail = words(&detail);
     let outcome = match outcome.as_str() {
         "done" => Outcome::Done,
-        "refused" => Outcome::Refused {
-            why: detail.clone(),
-        },
+        "refused" => return Answer::refused(detail),
         "never_seen" if asked => Outcome::NeverSeen,
-        other => return Answer::doubtful(format!("outcome {other:?}: {detail}")),
+        other => return Answer::doubtful(format!("outcome {:?}: {detail}", words(other))),
     };
     Answer { outcome, detail }
 }
@@ -153,16 +216,39 @@ impl Driver for Webhook {
     }
 
     async fn perform(&self, order: &Order) -> Answer {
-        match serde_json::to_string(order) {
-            Ok(body) => self.post(&order.key, body, order.not_after, false).await,
-            Err(error) => Answer::doubtful(format!("the order cannot be written: {error}")),
+        if time_left(order.not_after, (self.clock)(), self.timeout).is_none() {
+            return Answer::too_late(order);
         }
+        let body = match serde_json::to_string(order) {
+            Ok(body) => body,
+            Err(error) => {
+                return Answer::doubtful(format!("the order cannot be written: {error}"));
+            }
+        };
+        let key = order.key.clone();
+        let asked = false;
+        self.post(Letter { key, body, asked }, order.not_after)
+            .await
     }
 
     async fn query(&self, key: &str) -> Answer {
-        let body = serde_json::json!({ "query": key }).to_string();
+        let letter = Letter {
+            key: key.to_owned(),
+            body: serde_json::json!({ "query": key }).to_string(),
+            asked: true,
+        };
         // A query does nothing, however late it comes.
-        let far = Time::from_unix_ms(u64::MAX);
-        self.post(key, body, far, true).await
+        self.post(letter, Time::from_unix_ms(u64::MAX)).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_that_is_no_header_is_written_as_one() {
+        assert_eq!(header_of("acct-1/2/throttle/0"), "acct-1/2/throttle/0");
+        assert_eq!(header_of("é%\n"), "%C3%A9%25%0A");
     }
 }
