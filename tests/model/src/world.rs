@@ -338,7 +338,7 @@ fn print_dossier(dossier: &Dossier, h: &mut impl Hasher) {
     }
     conversation.as_ref().map(|open| open.since).hash(h);
     if let Some(gist) = gist {
-        (gist.level as u8, &gist.steps, &gist.in_force).hash(h);
+        (gist.level as u8, &gist.in_force).hash(h);
     }
     if let Some(case) = case {
         print_case(case, h);
