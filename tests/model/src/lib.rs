@@ -13,6 +13,7 @@
 //! |---|---|
 //! | [`world`] | the state, and what of it tells two states apart |
 //! | [`shell`] | what may happen: each action, as a replica or somebody outside does it |
+//! | [`next`] | where it begins, and which of these may happen next |
 //! | [`people`] | what people do |
 //! | [`books`] | the oracles' own account of what happened; no production function judges itself |
 //! | [`properties`] | the invariants, and what must be reachable |
@@ -22,6 +23,7 @@
 //! Not modelled: letters, the audit log, two clocks that differ, a store that loses what it confirmed.
 
 pub mod books;
+pub mod next;
 pub mod people;
 pub mod properties;
 pub mod shell;
