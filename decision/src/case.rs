@@ -24,7 +24,7 @@ use crate::{
     time::{Span, Time},
 };
 
-/// Most messages of a case that are kept; a further one is refused, and its text with it.
+/// Most messages of a case that are kept: beyond, the provider's are refused, and a customer's takes the place of the earliest.
 pub const MESSAGES_MAX: usize = 1_000;
 
 /// An identity, as the provider knows it.
@@ -331,9 +331,13 @@ impl Case {
     /// If too much was said already.
     pub fn say(&mut self, message: Message, locked: bool) -> Result<(), CaseError> {
         if self.messages.len() >= MESSAGES_MAX {
-            return Err(CaseError::Full {
-                case: self.id.to_string(),
-            });
+            if !matches!(message.from, Speaker::Customer { .. }) {
+                return Err(CaseError::Full {
+                    case: self.id.to_string(),
+                });
+            }
+            // The customer is always heard.
+            self.messages.remove(0);
         }
         match &message.from {
             Speaker::Customer { .. } => {

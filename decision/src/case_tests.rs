@@ -191,3 +191,21 @@ fn only_a_decided_case_is_closed_and_a_closed_one_stays() {
     assert!(case.claim(&person("bob"), false, T0).is_err());
     assert!(case.opine(opinion("bob", Finding::Deny, ONE), []).is_err());
 }
+
+#[test]
+fn a_customer_is_heard_however_much_was_said() {
+    let mut case = case();
+    for _ in 0..MESSAGES_MAX {
+        case.say(said(Speaker::Automation, 1), false).unwrap();
+    }
+    let ann = Speaker::Person {
+        person: person("ann"),
+    };
+    assert!(matches!(
+        case.say(said(ann, 1), false),
+        Err(CaseError::Full { .. })
+    ));
+    case.say(said(customer(), 2_000), true).unwrap();
+    assert_eq!(case.messages.len(), MESSAGES_MAX);
+    assert!(case.appealed_at.is_some() && case.waiting_since.is_some());
+}

@@ -430,3 +430,33 @@ fn an_episode_ends_after_a_day_of_quiet_and_the_next_one_may_act_anew() {
         Some(2)
     );
 }
+
+#[test]
+fn an_undoing_that_is_refused_pages_once_and_is_tried_again_later() {
+    let (mut world, key) = World::throttled();
+    let undo = Key {
+        undo: true,
+        ..key.clone()
+    };
+    let ended = 20 + 1_440;
+    world.tick(ended);
+    world.release(&undo, ended);
+    let refused = Outcome::Refused {
+        why: "out of order".to_owned(),
+    };
+    let events = world.learn(&undo, refused, ended);
+    let letters = |events: &[Event]| {
+        let written = |event: &&Event| matches!(event, Event::LetterWritten { .. });
+        events.iter().filter(written).count()
+    };
+    assert_eq!(letters(&events), 1, "on-call is paged");
+    for minute in 1..15 {
+        world.tick(ended + minute);
+        assert!(
+            matches!(world.state(&undo), State::Refused { .. }),
+            "{minute}"
+        );
+    }
+    world.tick(ended + 15);
+    assert_eq!(world.state(&undo), State::Planned);
+}

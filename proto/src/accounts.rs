@@ -30,6 +30,12 @@ pub enum WireError {
         /// Its value.
         value: i32,
     },
+    /// A fact without its value.
+    #[error("{field} is not there: send the fact with its value, or leave the whole fact out")]
+    Empty {
+        /// Which.
+        field: &'static str,
+    },
     /// No id.
     #[error(transparent)]
     Id(#[from] IdError),
@@ -72,23 +78,37 @@ pub fn facts(wire: v1::AccountFacts) -> Result<Facts, WireError> {
         droplets,
     } = wire;
     Ok(Facts {
-        created_at: created_at.map(|at| known(at.as_of_unix_ms, Time::from_unix_ms(at.unix_ms))),
+        created_at: created_at.map(created_at_of).transpose()?,
         first_payment_at: first_payment_at.map(maybe),
         first_droplet_at: first_droplet_at.map(maybe),
         payments: payments.map(payments_of).transpose()?,
         run_rate: run_rate.map(run_rate_of).transpose()?,
         credit: credit.map(credit_of).transpose()?,
-        high_cpu_allowed: high_cpu_allowed.map(|flag| known(flag.as_of_unix_ms, flag.allowed)),
+        high_cpu_allowed: high_cpu_allowed.map(flag_of).transpose()?,
         vouched: vouched.map(vouched_of).transpose()?,
         links: links.map(links_of).transpose()?,
         droplets: droplets.map(inventory_of).transpose()?,
     })
 }
 
+fn there<T>(field: &'static str, value: Option<T>) -> Result<T, WireError> {
+    value.ok_or(WireError::Empty { field })
+}
+
+fn created_at_of(wire: v1::CreatedAt) -> Result<Known<Time>, WireError> {
+    let at = there("created_at.unix_ms", wire.unix_ms)?;
+    Ok(known(wire.as_of_unix_ms, Time::from_unix_ms(at)))
+}
+
+fn flag_of(wire: v1::HighCpuAllowed) -> Result<Known<bool>, WireError> {
+    let allowed = there("high_cpu_allowed.allowed", wire.allowed)?;
+    Ok(known(wire.as_of_unix_ms, allowed))
+}
+
 fn run_rate_of(wire: v1::RunRate) -> Result<Known<Cents>, WireError> {
     Ok(known(
         wire.as_of_unix_ms,
-        cents("run_rate.cents", wire.cents)?,
+        cents("run_rate.cents", there("run_rate.cents", wire.cents)?)?,
     ))
 }
 
@@ -114,8 +134,9 @@ fn payments_of(wire: v1::Payments) -> Result<Known<Payments>, WireError> {
             })
         })
         .transpose()?;
+    let settled = "payments.settled_cents";
     let payments = Payments {
-        settled: cents("payments.settled_cents", wire.settled_cents)?,
+        settled: cents(settled, there(settled, wire.settled_cents)?)?,
         disputed: cents("payments.disputed_cents", wire.disputed_cents)?,
         last_invoice,
     };
@@ -137,7 +158,12 @@ fn credit_of(wire: v1::Credit) -> Result<Known<Option<Credit>>, WireError> {
 
 fn vouched_of(wire: v1::Vouched) -> Result<Known<Option<Vouch>>, WireError> {
     let by = match v1::Vouch::try_from(wire.by) {
-        Ok(v1::Vouch::Unspecified) => None,
+        Ok(v1::Vouch::Unspecified) => {
+            return Err(WireError::Empty {
+                field: "vouched.by",
+            });
+        }
+        Ok(v1::Vouch::Nobody) => None,
         Ok(v1::Vouch::CreditProgramme) => Some(Vouch::CreditProgramme),
         Ok(v1::Vouch::Contract) => Some(Vouch::Contract),
         Ok(v1::Vouch::SalesContact) => Some(Vouch::SalesContact),
@@ -171,7 +197,10 @@ fn inventory_of(
     for entry in wire.droplets {
         let id = DropletId::try_from(entry.droplet)?;
         let droplet = Droplet {
-            created_at: Time::from_unix_ms(entry.created_unix_ms),
+            created_at: Time::from_unix_ms(there(
+                "droplets.created_unix_ms",
+                entry.created_unix_ms,
+            )?),
             vcpus: entry.vcpus,
         };
         if droplets.insert(id.clone(), droplet).is_some() {
@@ -210,14 +239,14 @@ pub fn on_wire(facts: &Facts) -> v1::AccountFacts {
     v1::AccountFacts {
         created_at: created_at.map(|known| v1::CreatedAt {
             as_of_unix_ms: known.as_of.unix_ms(),
-            unix_ms: known.value.unix_ms(),
+            unix_ms: Some(known.value.unix_ms()),
         }),
         first_payment_at: first_payment_at.map(maybe_on_wire),
         first_droplet_at: first_droplet_at.map(maybe_on_wire),
         payments: payments.as_ref().map(payments_on_wire),
         run_rate: run_rate.map(|known| v1::RunRate {
             as_of_unix_ms: known.as_of.unix_ms(),
-            cents: signed(known.value),
+            cents: Some(signed(known.value)),
         }),
         credit: credit.as_ref().map(|known| v1::Credit {
             as_of_unix_ms: known.as_of.unix_ms(),
@@ -227,12 +256,12 @@ pub fn on_wire(facts: &Facts) -> v1::AccountFacts {
         }),
         high_cpu_allowed: high_cpu_allowed.map(|known| v1::HighCpuAllowed {
             as_of_unix_ms: known.as_of.unix_ms(),
-            allowed: known.value,
+            allowed: Some(known.value),
         }),
         vouched: vouched.map(|known| v1::Vouched {
             as_of_unix_ms: known.as_of.unix_ms(),
             by: match known.value {
-                None => v1::Vouch::Unspecified,
+                None => v1::Vouch::Nobody,
                 Some(Vouch::CreditProgramme) => v1::Vouch::CreditProgramme,
                 Some(Vouch::Contract) => v1::Vouch::Contract,
                 Some(Vouch::SalesContact) => v1::Vouch::SalesContact,
@@ -254,7 +283,7 @@ pub fn on_wire(facts: &Facts) -> v1::AccountFacts {
             droplets: (known.value.iter())
                 .map(|(id, droplet)| v1::InventoryDroplet {
                     droplet: id.to_string(),
-                    created_unix_ms: droplet.created_at.unix_ms(),
+                    created_unix_ms: Some(droplet.created_at.unix_ms()),
                     vcpus: droplet.vcpus,
                 })
                 .collect(),
@@ -270,7 +299,7 @@ fn payments_on_wire(known: &Known<Payments>) -> v1::Payments {
     } = known.value;
     v1::Payments {
         as_of_unix_ms: known.as_of.unix_ms(),
-        settled_cents: signed(settled),
+        settled_cents: Some(signed(settled)),
         disputed_cents: signed(disputed),
         last_invoice: last_invoice.map(|invoice| v1::Invoice {
             amount_cents: signed(invoice.amount),
@@ -348,10 +377,33 @@ mod tests {
     }
 
     #[test]
+    fn an_empty_fact_is_never_read_as_no() {
+        let empty = v1::AccountFacts {
+            high_cpu_allowed: Some(v1::HighCpuAllowed::default()),
+            ..v1::AccountFacts::default()
+        };
+        let error = facts(empty).unwrap_err().to_string();
+        assert!(
+            error.starts_with("high_cpu_allowed.allowed is not there"),
+            "{error}"
+        );
+        let unpaid = v1::AccountFacts {
+            payments: Some(v1::Payments::default()),
+            ..v1::AccountFacts::default()
+        };
+        assert!(matches!(facts(unpaid), Err(WireError::Empty { .. })));
+        let nobody = v1::AccountFacts {
+            vouched: Some(v1::Vouched::default()),
+            ..v1::AccountFacts::default()
+        };
+        assert!(matches!(facts(nobody), Err(WireError::Empty { .. })));
+    }
+
+    #[test]
     fn what_cannot_be_is_refused_by_name() {
         let negative = v1::AccountFacts {
             payments: Some(v1::Payments {
-                settled_cents: -5,
+                settled_cents: Some(-5),
                 ..v1::Payments::default()
             }),
             ..v1::AccountFacts::default()
@@ -373,6 +425,7 @@ mod tests {
         );
         let droplet = || v1::InventoryDroplet {
             droplet: "d".to_owned(),
+            created_unix_ms: Some(0),
             ..v1::InventoryDroplet::default()
         };
         let twice = v1::AccountFacts {

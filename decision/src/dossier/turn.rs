@@ -4,7 +4,7 @@ use davy_evidence::Level;
 
 use super::{Dossier, Event, Gist};
 use crate::{
-    action::{Action, Recipient, State},
+    action::{Action, Key, Recipient, State},
     decide::{Input, Plan, decide},
     fleet::Fleet,
     policy::{Policies, Step},
@@ -16,6 +16,9 @@ use crate::{
 
 /// When facts could not be fetched, they are asked for again after this.
 const FETCH_AGAIN: Span = Span::minutes(1);
+
+/// An undoing that the control plane refused is tried again by itself after this; a person may at any time.
+const UNDO_AGAIN: Span = Span::minutes(15);
 
 /// What a turn brought.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -111,9 +114,25 @@ impl Dossier {
         events
     }
 
+    /// Whether its undoing was refused a moment ago: on-call was paged, and it is not asked for at every turn.
+    fn undo_rests(&self, action: &Action, at: Time) -> bool {
+        (self.actions.iter()).any(|held| {
+            let same = Key {
+                undo: false,
+                ..held.key.clone()
+            } == action.key;
+            let refused = |state: &State| match state {
+                State::Refused { at: refused, .. } => at - *refused < UNDO_AGAIN,
+                _ => false,
+            };
+            held.key.undo && same && refused(&held.state)
+        })
+    }
+
     fn end_throttles(&mut self, at: Time) -> Vec<Event> {
         let ended: Vec<_> = (self.actions.iter())
             .filter(|action| action.ends_at.is_some_and(|end| end <= at) && action.may_be_felt())
+            .filter(|action| !self.undo_rests(action, at))
             .map(|action| action.key.clone())
             .collect();
         (ended.iter())
@@ -134,12 +153,12 @@ impl Dossier {
             settings.step_back_ms
         );
         for step in [Step::PowerDown, Step::Lock] {
-            while let Some(key) = self.in_effect(step).map(|action| action.key.clone()) {
-                let Some(event) = self.undo(&key, &why, at) else {
-                    break;
-                };
-                events.push(event);
-            }
+            let locking: Vec<_> = (self.actions.iter())
+                .filter(|action| action.key.step == step && self.is_felt(action))
+                .filter(|action| !self.undo_rests(action, at))
+                .map(|action| action.key.clone())
+                .collect();
+            events.extend(locking.iter().filter_map(|key| self.undo(key, &why, at)));
         }
         events
     }
@@ -155,6 +174,7 @@ impl Dossier {
         let why = format!("{safety} is in force for the account");
         let keys: Vec<_> = (self.actions.iter())
             .filter(|action| action.is_automated() && self.is_felt(action))
+            .filter(|action| !self.undo_rests(action, at))
             .map(|action| action.key.clone())
             .collect();
         (keys.iter())
@@ -215,6 +235,7 @@ impl Dossier {
         });
         let held = (self.holds.iter().map(|hold| hold.until)).filter(|_| self.episode.is_some());
         let withheld = (self.actions.iter()).filter_map(|action| match action.state {
+            State::Refused { at, .. } if action.key.undo => Some(at.after(UNDO_AGAIN)),
             State::Withheld { at, .. } if self.episode.is_some() && !action.key.undo => {
                 Some(at.after(settings.plan_fresh_ms))
             }

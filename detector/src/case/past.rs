@@ -9,7 +9,7 @@ use crate::store::{Store, StoreError};
 
 /// Most droplets whose past is looked up.
 const DROPLETS_MAX: usize = 20;
-/// Most windows of one, the last ones: two hours at the agent's default of 10 s, before and in the episode.
+/// Most windows of one, the last ones: a day at the agent's default of 10 s, before and in the episode.
 const WINDOWS_MAX: u64 = 8_640;
 /// Most places (host and key) of one droplet.
 const PLACES_MAX: u64 = 8;

@@ -20,7 +20,7 @@ use davy_decision::{
     action::Parcel,
     audit::Actor,
     dossier::{Errand, Event},
-    time::Time,
+    time::{Span, Time},
 };
 use tokio::sync::{Semaphore, watch};
 
@@ -41,6 +41,8 @@ const AT_ONCE: usize = 16;
 const DUE_MAX: u64 = 256;
 /// Errands run for an account before others have their turn.
 const ERRANDS_MAX: usize = 16;
+/// An order is sent at most so long after its release: the kill switch stops what has not left within a second.
+const SENT_WITHIN: Span = Span::seconds(1);
 /// How long an account rests after the storage failed for it.
 const REST: Duration = Duration::from_secs(1);
 
@@ -208,6 +210,12 @@ impl Engine {
                 let Some(order) = order else {
                     return Ok(());
                 };
+                // Everything was looked at when it was released. If that is a while ago it is left to be queried, found never to
+                // have arrived, and released anew, if nothing speaks against it by then.
+                if self.desk.now() - order.released_at > SENT_WITHIN {
+                    tracing::warn!(key = order.key, "an order was held up, and is not sent");
+                    return Ok(());
+                }
                 let answer = self.driver.perform(&order).await;
                 fault::point("delivered");
                 self.learn(account, parcel, order.released_at, answer)

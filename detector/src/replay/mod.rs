@@ -7,6 +7,7 @@
 //! What cannot be (an unknown event or field, a time before the last, impossible facts) ends it with file and line.
 
 pub mod event;
+mod people;
 pub mod provider;
 pub mod timeline;
 pub mod world;

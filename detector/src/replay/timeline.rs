@@ -2,7 +2,12 @@
 
 use std::fmt::Write;
 
-use davy_decision::{account::AccountId, time::Time};
+use davy_decision::{
+    account::{AccountId, DropletId},
+    decide::Plan,
+    order::Order,
+    time::Time,
+};
 use serde::Serialize;
 
 /// What an entry is about.
@@ -77,4 +82,67 @@ pub fn json(entries: &[Entry]) -> String {
         text.push('\n');
     }
     text
+}
+
+/// Droplets, in short.
+#[must_use]
+pub fn list(droplets: &[DropletId]) -> String {
+    match droplets {
+        [first, _, _, .., last] => format!("{first} … {last} ({} droplets)", droplets.len()),
+        few => few
+            .iter()
+            .map(DropletId::as_str)
+            .collect::<Vec<_>>()
+            .join(", "),
+    }
+}
+
+/// A decision.
+#[must_use]
+pub fn decided(at: Time, account: &AccountId, number: u64, plan: &Plan) -> Entry {
+    let names: Vec<_> = plan.steps.iter().map(|step| step.name()).collect();
+    let mut text = format!("decision {number}: {}", names.join(", "));
+    for reason in &plan.reasons {
+        text.push('\n');
+        text.push_str(reason);
+    }
+    for looked in plan.safeties.iter().filter(|looked| looked.in_force) {
+        let _ = write!(text, "\nsafety {}: {}", looked.safety, looked.why);
+    }
+    let deciding = plan.deciding();
+    if !deciding.is_empty() {
+        let _ = write!(text, "\nby {}", deciding.join(", "));
+    }
+    Entry {
+        at,
+        account: Some(account.clone()),
+        kind: Kind::Decision,
+        text,
+        data: serde_json::to_value(plan).unwrap_or_default(),
+    }
+}
+
+/// An order that reached the control plane.
+#[must_use]
+pub fn ordered(at: Time, order: &Order) -> Entry {
+    let who = if order.automated {
+        "automated"
+    } else {
+        "asked for by people"
+    };
+    let mut text = format!("{} ({who}, {})", order.verb, order.key);
+    if !order.droplets.is_empty() {
+        let _ = write!(text, " on {}", list(&order.droplets));
+    }
+    if let Some(first) = order.text.lines().next() {
+        text.push('\n');
+        text.push_str(first);
+    }
+    Entry {
+        at,
+        account: Some(order.account.clone()),
+        kind: Kind::Order,
+        text,
+        data: serde_json::to_value(order).unwrap_or_default(),
+    }
 }

@@ -5,21 +5,21 @@ use std::collections::BTreeMap;
 use davy_decision::{
     account::{AccountId, DropletId},
     action::{Outcome, Parcel},
-    case::{CaseId, Finding, Opinion, Person},
-    dossier::{Dossier, Errand, Event as Happened, Refusal},
+    case::CaseId,
+    dossier::{Dossier, Errand, Event as Happened},
     episode::{Classes, Sighting},
     fleet::{Fleet, Stop},
     policy::Policies,
     settings::Settings,
-    text::{Reason, ReasonError},
+    text::Reason,
     time::{Span, Time},
     words,
 };
 use davy_evidence::Level;
 
-use super::event::{Act, Dependency, Event, Opined, Outcome as Unlocked, Timed};
+use super::event::{Dependency, Event, Timed};
 use super::provider::Provider;
-use super::timeline::{Entry, Kind};
+use super::timeline::{Entry, Kind, decided, list, ordered};
 use crate::store::ledger::Decision;
 
 /// Errands of one account at one moment; more would be a loop.
@@ -55,9 +55,9 @@ pub struct World {
     pub timeline: Vec<Entry>,
     feeds: BTreeMap<DropletId, Feed>,
     stirring: BTreeMap<DropletId, Level>,
-    due: BTreeMap<AccountId, Time>,
+    pub(super) due: BTreeMap<AccountId, Time>,
     executor_free: Time,
-    reasons: Vec<(CaseId, Reason)>,
+    pub(super) reasons: Vec<(CaseId, Reason)>,
 }
 
 impl World {
@@ -159,7 +159,7 @@ impl World {
         self.due.insert(account, self.at);
     }
 
-    fn dossier(&mut self, account: &AccountId) -> &mut Dossier {
+    pub(super) fn dossier(&mut self, account: &AccountId) -> &mut Dossier {
         (self.dossiers.entry(account.clone())).or_insert_with(|| Dossier::new(account.clone()))
     }
 
@@ -289,7 +289,7 @@ impl World {
         self.happened(account, &events);
     }
 
-    fn happened(&mut self, account: &AccountId, events: &[Happened]) {
+    pub(super) fn happened(&mut self, account: &AccountId, events: &[Happened]) {
         for event in events {
             if matches!(
                 event,
@@ -507,184 +507,8 @@ impl World {
         self.say(None, format!("settings change: {}", names.join(", ")));
         Ok(())
     }
-
-    fn person(&mut self, event: &Event) -> Result<(), String> {
-        let (Event::Claim(act)
-        | Event::GiveBack(act)
-        | Event::Answer(act)
-        | Event::Unlock(act)
-        | Event::AllowHighCpu(act)
-        | Event::Throttle(act)
-        | Event::Renew(act)
-        | Event::Unthrottle(act)
-        | Event::Opinion(act)
-        | Event::Undo(act)
-        | Event::Close(act)) = event
-        else {
-            return Ok(());
-        };
-        let account = &act.account;
-        let mut dossier = self.dossier(account).clone();
-        match self.try_act(&mut dossier, event, act) {
-            Ok(events) if !act.refused => {
-                if let (Some(case), Ok(reason)) = (&dossier.case, reason(act)) {
-                    self.reasons.push((case.id.clone(), reason));
-                }
-                self.dossiers.insert(account.clone(), dossier);
-                self.happened(account, &events);
-                self.due.insert(account.clone(), self.at);
-                Ok(())
-            }
-            Ok(_) => Err(format!(
-                "{} was expected to be refused, and was not",
-                act.by
-            )),
-            Err(why) if act.refused => {
-                self.timeline.push(Entry {
-                    at: self.at,
-                    account: Some(account.clone()),
-                    kind: Kind::Refused,
-                    text: format!("{} is refused: {why}", act.by),
-                    data: serde_json::Value::Null,
-                });
-                Ok(())
-            }
-            Err(why) => Err(format!(
-                "{why} (say \"refused\": true if that is what is expected)"
-            )),
-        }
-    }
-
-    fn try_act(
-        &self,
-        dossier: &mut Dossier,
-        event: &Event,
-        act: &Act,
-    ) -> Result<Vec<Happened>, String> {
-        let (at, settings, by) = (self.at, &self.settings, Person(act.by.clone()));
-        let words = |refusal: Refusal| refusal.to_string();
-        let own = dossier.case.as_ref().map(|case| case.id.clone());
-        let earlier: Vec<_> = (self.reasons.iter())
-            .filter(|(case, _)| Some(case) != own.as_ref())
-            .map(|(case, reason)| (case.to_string(), reason))
-            .collect();
-        let earlier = earlier
-            .iter()
-            .map(|(case, reason)| (case.as_str(), *reason));
-        match event {
-            Event::Claim(_) => dossier.claim(&by, act.take_over, at).map_err(words),
-            Event::GiveBack(_) => dossier.give_back(&by).map_err(words),
-            Event::Answer(_) => {
-                let text = act.text.as_deref().unwrap_or_default();
-                dossier.answer(&by, text, at).map_err(words)
-            }
-            Event::Unlock(_) => {
-                let legitimate = act.outcome == Unlocked::Legitimate;
-                let reason = act.text.as_ref().map(|_| reason(act)).transpose();
-                let reason = reason.map_err(|error| error.to_string())?;
-                dossier
-                    .unlock(&by, legitimate, reason, earlier, settings, at)
-                    .map_err(words)
-            }
-            Event::AllowHighCpu(_) if act.revoke => dossier.disallow_high_cpu(&by).map_err(words),
-            Event::AllowHighCpu(_) => Ok(dossier.allow_high_cpu(&by, at)),
-            Event::Throttle(_) => {
-                let reason = reason(act).map_err(|error| error.to_string())?;
-                dossier.throttle(&by, &reason, settings, at).map_err(words)
-            }
-            Event::Renew(_) => dossier.renew(&by, settings, at).map_err(words),
-            Event::Unthrottle(_) => dossier.unthrottle(&by, settings, at).map_err(words),
-            Event::Opinion(_) => {
-                let opinion = Opinion {
-                    by,
-                    at,
-                    finding: match act.finding {
-                        Some(Opined::Deny) => Finding::Deny,
-                        Some(Opined::Unlock) => Finding::Unlock,
-                        None => {
-                            return Err(
-                                "an opinion has a finding: \"deny\" or \"unlock\"".to_owned()
-                            );
-                        }
-                    },
-                    measure: act.measure,
-                    reason: reason(act).map_err(|error| error.to_string())?,
-                };
-                dossier.opine(opinion, earlier, settings).map_err(words)
-            }
-            Event::Undo(_) => dossier.take_back(&by, settings, at).map_err(words),
-            Event::Close(_) => dossier.close(at).map_err(words),
-            _ => Ok(Vec::new()),
-        }
-    }
-}
-
-fn reason(act: &Act) -> Result<Reason, ReasonError> {
-    act.text.clone().unwrap_or_default().try_into()
 }
 
 const fn minute() -> Span {
     Span::minutes(1)
-}
-
-fn list(droplets: &[DropletId]) -> String {
-    match droplets {
-        [first, _, _, .., last] => format!("{first} … {last} ({} droplets)", droplets.len()),
-        few => few
-            .iter()
-            .map(DropletId::as_str)
-            .collect::<Vec<_>>()
-            .join(", "),
-    }
-}
-
-fn decided(
-    at: Time,
-    account: &AccountId,
-    number: u64,
-    plan: &davy_decision::decide::Plan,
-) -> Entry {
-    let names: Vec<_> = plan.steps.iter().map(|step| step.name()).collect();
-    let mut text = format!("decision {number}: {}", names.join(", "));
-    for reason in &plan.reasons {
-        text.push('\n');
-        text.push_str(reason);
-    }
-    for looked in plan.safeties.iter().filter(|looked| looked.in_force) {
-        text.push_str(&format!("\nsafety {}: {}", looked.safety, looked.why));
-    }
-    let deciding = plan.deciding();
-    if !deciding.is_empty() {
-        text.push_str(&format!("\nby {}", deciding.join(", ")));
-    }
-    Entry {
-        at,
-        account: Some(account.clone()),
-        kind: Kind::Decision,
-        text,
-        data: serde_json::to_value(plan).unwrap_or_default(),
-    }
-}
-
-fn ordered(at: Time, order: &davy_decision::order::Order) -> Entry {
-    let who = if order.automated {
-        "automated"
-    } else {
-        "asked for by people"
-    };
-    let mut text = format!("{} ({who}, {})", order.verb, order.key);
-    if !order.droplets.is_empty() {
-        text.push_str(&format!(" on {}", list(&order.droplets)));
-    }
-    if let Some(first) = order.text.lines().next() {
-        text.push('\n');
-        text.push_str(first);
-    }
-    Entry {
-        at,
-        account: Some(order.account.clone()),
-        kind: Kind::Order,
-        text,
-        data: serde_json::to_value(order).unwrap_or_default(),
-    }
 }

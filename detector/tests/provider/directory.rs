@@ -25,7 +25,7 @@ fn facts() -> v1::AccountFacts {
         }),
         run_rate: Some(v1::RunRate {
             as_of_unix_ms,
-            cents: 5_000,
+            cents: Some(5_000),
         }),
         ..v1::AccountFacts::default()
     }
@@ -34,7 +34,7 @@ fn facts() -> v1::AccountFacts {
 fn paid(settled_cents: i64, disputed_cents: i64) -> Option<v1::Payments> {
     Some(v1::Payments {
         as_of_unix_ms: now().unix_ms(),
-        settled_cents,
+        settled_cents: Some(settled_cents),
         disputed_cents,
         last_invoice: None,
     })
@@ -58,13 +58,13 @@ impl AccountDirectory for Accounts {
             "future" => {
                 facts.created_at = Some(v1::CreatedAt {
                     as_of_unix_ms: now().unix_ms(),
-                    unix_ms: now().after(Span::days(1)).unix_ms(),
+                    unix_ms: Some(now().after(Span::days(1)).unix_ms()),
                 });
             }
             "twice" => {
                 let droplet = v1::InventoryDroplet {
                     droplet: "d-1".to_owned(),
-                    created_unix_ms: 1,
+                    created_unix_ms: Some(1),
                     vcpus: 1,
                 };
                 facts.droplets = Some(v1::DropletInventory {
