@@ -2,8 +2,9 @@
 //!
 //! ```text
 //! open ──claim──▶ claimed ──unlock │ denial by two──▶ decided ──close──▶ closed
-//!   ▲               │  ▲                                │
-//!   └───give back───┘  └──────── appeal ────────────────┘
+//!   ▲               │                                    │
+//!   ├───give back───┘                                    │
+//!   └────────────── the customer speaks ─────────────────┘
 //! ```
 //!
 //! - The customer's clock runs from when they speak, or are locked, until a person answers.
@@ -324,7 +325,7 @@ impl Case {
         }
     }
 
-    /// Something is said. What the customer says starts their clock; what a person answers ends it. `locked`: a lock or power-down
+    /// Something is said. What the customer says starts their clock, and brings a decided case back; what a person answers ends it. `locked`: a lock or power-down
     /// is in effect, against which the customer's words are an appeal.
     ///
     /// # Errors
@@ -345,6 +346,7 @@ impl Case {
                 if locked && self.appealed_at.is_none() {
                     self.appeal(message.at);
                 }
+                self.take_up_again();
             }
             Speaker::Person { .. } => self.answered(),
             Speaker::Automation => {}
@@ -368,9 +370,18 @@ impl Case {
     fn appeal(&mut self, at: Time) {
         self.appealed_at = Some(at);
         self.past.append(&mut self.opinions);
-        if matches!(self.state, State::Decided { .. }) {
-            self.state = State::Open;
+    }
+
+    /// A customer who speaks of a decided case waits for a decision again: it goes back to the queue. What was decided with stands for
+    /// nothing then, except a first review whose second is still wanted.
+    fn take_up_again(&mut self) {
+        if !matches!(self.state, State::Decided { .. }) {
+            return;
         }
+        if !self.wants_review() {
+            self.past.append(&mut self.opinions);
+        }
+        self.state = State::Open;
     }
 
     /// Whether the customer has waited longer than `limit` and nobody was paged for it.

@@ -209,3 +209,30 @@ fn a_customer_is_heard_however_much_was_said() {
     assert_eq!(case.messages.len(), MESSAGES_MAX);
     assert!(case.appealed_at.is_some() && case.waiting_since.is_some());
 }
+
+#[test]
+fn a_customer_who_speaks_of_a_decided_case_brings_it_back_to_the_queue() {
+    let mut case = case();
+    case.unlock(&person("ann"), Ruling::Unsure, T0).unwrap();
+    case.say(said(customer(), 5), false).unwrap();
+    assert_eq!(case.state, State::Open);
+    assert_eq!(case.claim(&person("bob"), false, T0), Ok(()));
+}
+
+#[test]
+fn a_second_appeal_after_two_reviews_is_reviewed_by_others() {
+    let mut case = case();
+    case.say(said(customer(), 1), true).unwrap();
+    for (by, text) in [("ann", ONE), ("bob", TWO)] {
+        case.opine(opinion(by, Finding::Deny, text), []).unwrap();
+    }
+    assert!(matches!(case.state, State::Decided { .. }));
+    case.say(said(customer(), 60), true).unwrap();
+    assert_eq!(case.state, State::Open);
+    assert!(matches!(
+        case.opine(opinion("ann", Finding::Deny, THREE), []),
+        Err(CaseError::NotIndependent { .. })
+    ));
+    let unlocked = case.opine(opinion("carol", Finding::Unlock, THREE), []);
+    assert_eq!(unlocked, Ok(Some(Ruling::Unsure)));
+}

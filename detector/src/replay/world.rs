@@ -9,6 +9,7 @@ use davy_decision::{
     dossier::{Dossier, Errand, Event as Happened},
     episode::{Classes, Sighting},
     fleet::{Fleet, Stop},
+    order::Order,
     policy::Policies,
     settings::Settings,
     text::Reason,
@@ -49,6 +50,8 @@ pub struct World {
     pub dossiers: BTreeMap<AccountId, Dossier>,
     /// The provider.
     pub provider: Provider,
+    /// Orders that were released, in order, whether or not they arrived.
+    pub released: Vec<Order>,
     /// Decisions stored, in order.
     pub decisions: Vec<Decision>,
     /// What happened.
@@ -71,6 +74,7 @@ impl World {
             fleet: Fleet::default(),
             dossiers: BTreeMap::new(),
             provider: Provider::default(),
+            released: Vec::new(),
             decisions: Vec::new(),
             timeline: Vec::new(),
             feeds: BTreeMap::new(),
@@ -100,15 +104,15 @@ impl World {
         self.at = self.at.max(to);
     }
 
-    /// When accounts are due next, not before what holds the detector up ends.
+    /// When accounts are due next, not before what holds the detector up ends. What is due already and could not be done waits for
+    /// the executor.
     fn next_due(&self) -> Option<Time> {
-        let next = self.due.values().min().copied()?;
-        let detector = self.provider.down(Dependency::Detector, next.max(self.at));
-        let next = detector.map_or(next, |until| next.max(until));
-        // What is due but cannot be done yet waits for the executor.
-        (next > self.at)
-            .then_some(next)
-            .or_else(|| self.executor_ready())
+        let ahead = self.due.values().copied().filter(|due| *due > self.at);
+        let held_up = self.due.values().any(|due| *due <= self.at);
+        let held_up = held_up.then(|| self.executor_ready()).flatten();
+        let next = ahead.chain(held_up).min()?;
+        let detector = self.provider.down(Dependency::Detector, next);
+        Some(detector.map_or(next, |until| next.max(until)))
     }
 
     fn executor_ready(&self) -> Option<Time> {
@@ -263,6 +267,7 @@ impl World {
                     self.executor_free = at.after(self.provider.release_takes);
                     let before = self.provider.orders.len();
                     let outcomes = self.provider.perform(&order, at);
+                    self.released.push(order.clone());
                     for order in self.provider.orders.iter().skip(before) {
                         self.timeline.push(ordered(at, order));
                     }
@@ -350,8 +355,14 @@ impl World {
                 droplets,
                 cpu_percent,
             } => {
+                if let Some(droplet) =
+                    (droplets.iter()).find(|droplet| self.provider.owner(droplet).is_none())
+                {
+                    return Err(nobodys(droplet));
+                }
                 for droplet in droplets {
-                    let feed = self.feed(droplet, Level::Quiet, Classes::default(), minute());
+                    let mut feed = self.feed(droplet, Level::Quiet, Classes::default(), minute());
+                    feed.template.cpu_percent = *cpu_percent;
                     self.feeds.insert(droplet.clone(), feed);
                 }
                 self.say(
@@ -447,9 +458,7 @@ impl World {
         };
         for droplet in droplets {
             if account.is_none() && self.provider.owner(droplet).is_none() {
-                return Err(format!(
-                    "no account has droplet {droplet}; create it before"
-                ));
+                return Err(nobodys(droplet));
             }
             let mut feed = self.feed(
                 droplet,
@@ -507,6 +516,10 @@ impl World {
         self.say(None, format!("settings change: {}", names.join(", ")));
         Ok(())
     }
+}
+
+fn nobodys(droplet: &DropletId) -> String {
+    format!("no account has droplet {droplet}; create it before")
 }
 
 const fn minute() -> Span {
