@@ -460,3 +460,24 @@ fn an_undoing_that_is_refused_pages_once_and_is_tried_again_later() {
     world.tick(ended + 15);
     assert_eq!(world.state(&undo), State::Planned);
 }
+
+#[test]
+fn what_was_refused_to_be_undone_is_asked_for_again_by_a_person_at_any_time() {
+    let (mut world, key) = World::throttled();
+    world.unlock(true, 30);
+    let undo = Key {
+        undo: true,
+        ..key.clone()
+    };
+    world.release(&undo, 30);
+    let refused = Outcome::Refused {
+        why: "out of order".to_owned(),
+    };
+    world.learn(&undo, refused, 30);
+    let World {
+        dossier, settings, ..
+    } = &mut world;
+    dossier.take_back(&ann(), settings, minute(31)).unwrap();
+    assert!(world.dossier.allowed.is_some(), "the unlock stands");
+    assert_eq!(world.state(&undo), State::Planned);
+}

@@ -310,7 +310,8 @@ impl Dossier {
         Ok(events)
     }
 
-    /// Takes the last thing back, in one step: a decision of people's if there is one, else what automation did.
+    /// Takes the last thing back, in one step: a decision of people's if there is one, else what automation did. What an unlock did not
+    /// undo yet comes first.
     ///
     /// A denial's actions are undone, with a hold. Of an unlock the flag that it set goes; its hold stays, since nothing automated may
     /// happen before it ends. The case is the person's to decide anew.
@@ -335,7 +336,21 @@ impl Dossier {
             events.extend(self.undo_all("a person took it back", at));
             return Ok(events);
         }
-        let ruling = case.reopen(by, at)?;
+        // What an unlock was to undo, and the control plane refused, is asked for again; the unlock stands.
+        let unlocked = !matches!(
+            case.state,
+            case::State::Decided {
+                ruling: Ruling::Denied,
+                ..
+            }
+        );
+        if unlocked && self.actions.iter().any(|action| self.is_felt(action)) {
+            let events = self.undo_all("a person asked for it again", at);
+            if !events.is_empty() {
+                return Ok(events);
+            }
+        }
+        let ruling = self.case_mut()?.reopen(by, at)?;
         let mut events = vec![Event::TakenBack {
             case: id,
             ruling,

@@ -1,6 +1,9 @@
 //! The protocol, explored whole within bounds; and that the checker notices when it is broken on purpose.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking, its helpers too")]
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test fails by panicking, its helpers too"
+)]
 
 use std::{
     collections::BTreeSet,
@@ -88,26 +91,44 @@ fn people() -> Config {
         droplets: 5,
         prompt: true,
         replicas: 1,
-        times: seconds(&[0, 700, 8_000, 32 * DAY]),
+        times: seconds(&[0, 8_000, 32 * DAY]),
         bounds: Bounds {
             messages: 1,
             unlocks: 1,
             denials: 2,
-            take_backs: 1,
             ..Bounds::default()
         },
         ..network()
     }
 }
 
-fn explore(name: &str, config: Config) -> Result<BTreeSet<String>, String> {
+/// A denial that is taken back; orders are delivered at once.
+fn taking_back() -> Config {
+    Config {
+        times: seconds(&[0, 8_000]),
+        bounds: Bounds {
+            messages: 1,
+            denials: 2,
+            take_backs: 1,
+            ..Bounds::default()
+        },
+        ..people()
+    }
+}
+
+/// Explores; `until`: only until that property is found broken.
+fn explore(
+    name: &str,
+    config: Config,
+    until: Option<&'static str>,
+) -> Result<BTreeSet<String>, String> {
     let begin = Instant::now();
     let bounds = format!("{:?} at {:?}", config.bounds, config.times);
     let broken = config.bend;
     let protocol = Protocol::new(config).map_err(|error| error.to_string())?;
     let mut builder = protocol.checker().threads(2).target_state_count(STATES_MAX);
-    if broken.is_some() {
-        builder = builder.finish_when(stateright::HasDiscoveries::AnyFailures);
+    if let Some(property) = until {
+        builder = builder.finish_when(stateright::HasDiscoveries::AllOf([property].into()));
     }
     let checker = builder.timeout(TIME_MAX).spawn_bfs().join();
     println!(
@@ -145,7 +166,7 @@ fn explore(name: &str, config: Config) -> Result<BTreeSet<String>, String> {
 }
 
 fn assert_holds(name: &str, config: Config, reachable: &[&str]) {
-    let reached = explore(name, config).unwrap();
+    let reached = explore(name, config, None).unwrap();
     for property in reachable {
         assert!(
             reached.contains(*property),
@@ -206,13 +227,22 @@ fn whatever_people_decide() {
     );
 }
 
+#[test]
+fn whatever_is_taken_back() {
+    assert_holds(
+        "taking back",
+        taking_back(),
+        &["throttled", "undone", "locked by two people"],
+    );
+}
+
 /// Broken so, the checker must find that property broken.
-fn assert_noticed(bend: Bend, config: Config, property: &str) {
+fn assert_noticed(bend: Bend, config: Config, property: &'static str) {
     let bent = Config {
         bend: Some(bend),
         ..config
     };
-    let failed = explore("broken on purpose", bent).unwrap();
+    let failed = explore("broken on purpose", bent, Some(property)).unwrap();
     assert!(failed.contains(property), "{bend:?}: {failed:?}");
 }
 
