@@ -187,7 +187,7 @@ fn facts(days: u64, droplets: usize, at: Time) -> Result<Facts> {
 impl fmt::Display for Rates {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut table = comfy_table::Table::new();
-        table.load_preset(comfy_table::presets::ASCII_MARKDOWN);
+        table.load_style(comfy_table::presets::ASCII_MARKDOWN);
         table.set_header(["input", "decided", "decisions/s", "goal", "rounds"]);
         for Rate { input, step, per_s } in &self.0 {
             let at = |part: usize| {
