@@ -251,10 +251,9 @@ fn situation<'a>(input: &'a Input, evidence: &Summary, safeties: &[Looked]) -> S
         mining_seconds: evidence.mining.as_seconds(),
         suspect_seconds: evidence.suspect.as_seconds(),
         classes: evidence.classes.count(),
-        engaged_days: input
-            .facts
-            .engaged_since()
-            .map(|since| (input.at - since).as_days()),
+        // A day that has begun counts: 7 days and an hour are more than 7 days.
+        engaged_days: (input.facts.engaged_since())
+            .map(|since| (input.at - since).as_ms().div_ceil(Span::days(1).as_ms())),
         payment_trouble: (input.facts.payments.as_ref())
             .is_some_and(|known| known.value.troubled(input.at)),
         burst_droplets: burst.droplets,
@@ -315,14 +314,17 @@ fn reasons(
             evidence.suspect, input.episode.since
         ),
         Level::Mining => format!(
-            "mining for {} in this episode, which began on {}; now on {}, on {} classes of evidence",
+            "mining for {} in this episode, which began on {}; now on {}, on {} of evidence",
             evidence.mining,
             input.episode.since,
             match evidence.targets.len() {
                 1 => "1 droplet".to_owned(),
                 more => format!("{more} droplets"),
             },
-            evidence.classes.count()
+            match evidence.classes.count() {
+                1 => "1 class".to_owned(),
+                more => format!("{more} classes"),
+            }
         ),
     }];
     for droplet in input

@@ -331,6 +331,15 @@ fn a_burst_that_mines_and_owes_is_powered_down_only_once_throttled() {
         ..throttled.clone()
     };
     assert_eq!(decide(&policies, &neutral).step, Step::CloserLook);
+    // 7 days and half an hour are more than 7 days.
+    let older = Input {
+        facts: Facts {
+            payments: burst.facts.payments.clone(),
+            ..facts(7, 5, burst.at)
+        },
+        ..throttled.clone()
+    };
+    assert_eq!(decide(&policies, &older).step, Step::CloserLook);
 }
 
 #[test]

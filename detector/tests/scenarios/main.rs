@@ -1,0 +1,50 @@
+//! Scenarios: what the deciding half does over hours and weeks, from facts, evidence and people's acts to orders.
+//!
+//! | file | what |
+//! |---|---|
+//! | `golden` | every scenario of `tests/scenarios` plays to its timeline, kept beside it |
+//! | `incident` | the 2019 incident with false sensors: each safety alone, each but one, each taken out of the input |
+//! | `mutants` | the incident varied at random, two thousand times, judged by `oracle` |
+//! | `oracle` | the safeties stated a second time, from a scenario's text alone |
+//! | `again` | every decision that any scenario stored, made again from its JSON, byte for byte |
+//! | `schema` | the schema has every event and field that the code takes, and no other |
+
+mod again;
+mod golden;
+mod incident;
+mod mutants;
+mod oracle;
+mod schema;
+
+use std::path::PathBuf;
+
+use davy_decision::{policy::Policies, settings::Settings};
+use davy_detector::replay::{self, world::World};
+
+/// Where the scenarios are.
+fn dir() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/scenarios")
+}
+
+/// All scenarios, name and text, sorted.
+fn scenarios() -> Vec<(String, String)> {
+    let mut all: Vec<_> = (std::fs::read_dir(dir()).unwrap())
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|end| end == "jsonl"))
+        .map(|path| {
+            let name = path.file_stem().unwrap().to_string_lossy().into_owned();
+            (name, std::fs::read_to_string(path).unwrap())
+        })
+        .collect();
+    all.sort();
+    assert!(all.len() >= 17, "only {} scenarios were found", all.len());
+    all
+}
+
+fn play(name: &str, text: &str) -> World {
+    let name = format!("{name}.jsonl");
+    let events = replay::parse(&name, text.as_bytes()).unwrap_or_else(|error| panic!("{error}"));
+    let policies = Policies::shipped().unwrap();
+    replay::play(&name, &events, policies, Settings::default())
+        .unwrap_or_else(|error| panic!("{error}"))
+}
