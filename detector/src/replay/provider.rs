@@ -11,10 +11,13 @@ use davy_decision::{
 
 use super::event::{Dependency, GivenFacts, Manner};
 
-/// Facts of an account, as the directory has them.
+/// An account.
 #[derive(Clone, Debug)]
 struct Held {
+    /// What is so, but for times of knowing.
     facts: Facts,
+    /// Facts that the directory does not know, though they are so; and how each is taken away.
+    unknown: BTreeMap<String, fn(&mut Facts)>,
     /// The directory's facts are of this time, whenever it is asked.
     pinned: Option<Time>,
 }
@@ -83,17 +86,15 @@ impl Provider {
             Some(held) => held.clone(),
             None => Held {
                 facts: nothing_special(),
+                unknown: BTreeMap::new(),
                 pinned: None,
             },
         };
         held.pinned = given.as_of.or(held.pinned);
-        merge(&mut held.facts, given);
-        for fact in &given.unknown {
-            forget(&mut held.facts, fact)?;
-        }
-        let mut checked = held.facts.clone();
-        stamp(&mut checked, held.pinned.unwrap_or(at));
-        checked.check(at).map_err(|error| error.to_string())?;
+        held.merge(given)?;
+        held.answer(at)
+            .check(at)
+            .map_err(|error| error.to_string())?;
         self.accounts.insert(account.clone(), held);
         Ok(())
     }
@@ -152,9 +153,7 @@ impl Provider {
         }
         let held = (self.accounts.get(account))
             .ok_or_else(|| format!("the account directory knows no account {account}"))?;
-        let mut facts = held.facts.clone();
-        stamp(&mut facts, held.pinned.unwrap_or(at));
-        Ok(facts)
+        Ok(held.answer(at))
     }
 
     /// Takes an order; gives the answers that come back.
@@ -208,53 +207,68 @@ fn nothing_special() -> Facts {
     }
 }
 
-fn merge(facts: &mut Facts, given: &GivenFacts) {
-    let GivenFacts {
-        created_at,
-        first_payment_at,
-        first_droplet_at,
-        payments,
-        run_rate,
-        credit,
-        vouched,
-        high_cpu_allowed,
-        links,
-        droplets,
-        unknown: _,
-        as_of: _,
-    } = given.clone();
-    fn take<T>(held: &mut Option<Known<T>>, given: Option<T>) {
-        if let Some(value) = given {
-            *held = known(value);
+impl Held {
+    /// Takes what is said of it: what is given is known again.
+    fn merge(&mut self, given: &GivenFacts) -> Result<(), String> {
+        let GivenFacts {
+            created_at,
+            first_payment_at,
+            first_droplet_at,
+            payments,
+            run_rate,
+            credit,
+            vouched,
+            high_cpu_allowed,
+            links,
+            droplets,
+            unknown,
+            as_of: _,
+        } = given.clone();
+        let forgotten = &mut self.unknown;
+        let mut known_again = |name: &str| {
+            forgotten.remove(name);
+        };
+        macro_rules! take {
+            ($($fact:ident)*) => {$(
+                if let Some(value) = $fact {
+                    self.facts.$fact = known(value);
+                    known_again(stringify!($fact));
+                }
+            )*};
         }
+        take!(created_at first_payment_at first_droplet_at payments run_rate credit vouched high_cpu_allowed links droplets);
+        for fact in unknown {
+            let forget = forgetting(&fact)?;
+            self.unknown.insert(fact, forget);
+        }
+        Ok(())
     }
-    take(&mut facts.created_at, created_at);
-    take(&mut facts.first_payment_at, first_payment_at);
-    take(&mut facts.first_droplet_at, first_droplet_at);
-    take(&mut facts.payments, payments);
-    take(&mut facts.run_rate, run_rate);
-    take(&mut facts.credit, credit);
-    take(&mut facts.vouched, vouched);
-    take(&mut facts.high_cpu_allowed, high_cpu_allowed);
-    take(&mut facts.links, links);
-    take(&mut facts.droplets, droplets);
+
+    /// What the directory says when it is asked at `at`.
+    fn answer(&self, at: Time) -> Facts {
+        let mut facts = self.facts.clone();
+        for forget in self.unknown.values() {
+            forget(&mut facts);
+        }
+        stamp(&mut facts, self.pinned.unwrap_or(at));
+        facts
+    }
 }
 
-fn forget(facts: &mut Facts, fact: &str) -> Result<(), String> {
-    match fact {
-        "created_at" => facts.created_at = None,
-        "first_payment_at" => facts.first_payment_at = None,
-        "first_droplet_at" => facts.first_droplet_at = None,
-        "payments" => facts.payments = None,
-        "run_rate" => facts.run_rate = None,
-        "credit" => facts.credit = None,
-        "vouched" => facts.vouched = None,
-        "high_cpu_allowed" => facts.high_cpu_allowed = None,
-        "links" => facts.links = None,
-        "droplets" => facts.droplets = None,
+fn forgetting(fact: &str) -> Result<fn(&mut Facts), String> {
+    Ok(match fact {
+        "created_at" => |facts| facts.created_at = None,
+        "first_payment_at" => |facts| facts.first_payment_at = None,
+        "first_droplet_at" => |facts| facts.first_droplet_at = None,
+        "payments" => |facts| facts.payments = None,
+        "run_rate" => |facts| facts.run_rate = None,
+        "credit" => |facts| facts.credit = None,
+        "vouched" => |facts| facts.vouched = None,
+        "high_cpu_allowed" => |facts| facts.high_cpu_allowed = None,
+        "links" => |facts| facts.links = None,
+        "droplets" => |facts| facts.droplets = None,
         other => return Err(format!("unknown names {other:?}, which is no fact")),
-    }
-    Ok(())
+    })
 }
 
 /// Facts as of `at`.
