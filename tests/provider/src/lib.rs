@@ -28,6 +28,12 @@ use tonic::{Request, Response, Status};
 /// The accounts of the demo, and of the tests in virtual machines.
 pub const ACCOUNTS: &str = include_str!("../accounts.jsonl");
 
+/// The policy they are judged by: that which ships, with a duration shortened.
+pub const POLICY: &str = include_str!("../policy/demo.cedar");
+
+/// Its settings.
+pub const SETTINGS: &str = include_str!("../policy/settings.toml");
+
 /// The accounts, and how they are asked for.
 #[derive(Clone)]
 pub struct Accounts {
@@ -193,6 +199,15 @@ mod tests {
             let facts = accounts.facts(&owner).unwrap();
             assert!(facts.check(now()).is_ok());
         }
+    }
+
+    #[test]
+    fn the_policy_is_that_which_ships_but_for_one_duration() {
+        let rules = |text: &'static str| text.split_once('\n').unwrap().1;
+        let shipped = rules(davy_decision::policy::DEFAULT);
+        let long = "mining_seconds >= 600";
+        assert!(shipped.contains(long));
+        assert_eq!(shipped.replace(long, "mining_seconds >= 10"), rules(POLICY));
     }
 
     #[test]

@@ -12,9 +12,9 @@ use crate::guest::{Guest, Plan};
 use crate::inventory::{HOST, Inventory, concluded, level, modes};
 use crate::report::{Report, State};
 use crate::service::Service;
-use crate::{Arguments, exits, hasher};
+use crate::{Arguments, accounts, exits, hasher};
 
-const DETECTOR: &str = "http://127.0.0.1:7700";
+pub(crate) const DETECTOR: &str = "http://127.0.0.1:7700";
 
 /// A RandomX miner; its light mode alone needs 256 MiB.
 const MINER: Plan = Plan {
@@ -56,6 +56,7 @@ const CPU_TOLERANCE: f64 = 0.02;
 /// # Errors
 /// If something the checks themselves need could not be started.
 pub(crate) async fn run(arguments: &Arguments, report: &mut Report) -> Result<()> {
+    accounts::serve().await?;
     let mut detector = start_detector(arguments)?;
     let mut inventory = Inventory::new(DETECTOR);
     detector_serves(&mut detector, &mut inventory, report).await?;
@@ -81,7 +82,7 @@ pub(crate) async fn run(arguments: &Arguments, report: &mut Report) -> Result<()
         "the busy guest has vCPU threads {threads:?}"
     );
     let books = Books::read(&threads[0]);
-    let accounts = exits::Accounts::keep(&busy, &idle, loads_since)?;
+    let exits = exits::Accounts::keep(&busy, &idle, loads_since)?;
 
     guest_time_seen(&mut inventory, report, loads_since).await;
     miner_found(&mut inventory, report, loads_since).await;
@@ -95,13 +96,17 @@ pub(crate) async fn run(arguments: &Arguments, report: &mut Report) -> Result<()
     crate::hotplug::followed(&mut inventory, report).await;
     cpu_time_agrees(&mut inventory, report, loads_since, &books).await;
     drop(books);
-    accounts
+    exits
         .check(&miner, &busy, &idle, &mut inventory, report)
         .await;
     sensors_live(&mut inventory, report).await;
     no_window_lost(&mut inventory, report).await;
 
-    drop((miner, busy));
+    drop(miner);
+    if accounts::checked_here()? {
+        accounts::decided(arguments, &mut inventory, report).await?;
+    }
+    drop(busy);
     hasher::suspected(arguments, &mut inventory, report).await?;
     drop(idle);
     agent.end_cleanly(report).await;
@@ -112,7 +117,14 @@ pub(crate) async fn run(arguments: &Arguments, report: &mut Report) -> Result<()
 
 fn start_detector(arguments: &Arguments) -> Result<Service> {
     let program = arguments.programs.join("davy-detector");
-    let args = ["serve", "--database", "/tmp/davy.sqlite"];
+    let config = accounts::detector_config()?;
+    let args = [
+        "serve",
+        "--config",
+        config,
+        "--database",
+        "/tmp/davy.sqlite",
+    ];
     Service::start("detector", &program, &args, &arguments.logs)
 }
 
