@@ -151,29 +151,36 @@ fn asked(case: &v1::GetCaseResponse) -> Vec<String> {
     case.actions.iter().map(words).collect()
 }
 
-/// Checks all four; the new account's miner and the honest guest ran until now.
-pub(crate) async fn decided(
+/// Checks the accounts whose guests run now: the new one's miner, and the honest one of the burst.
+pub(crate) async fn while_they_run(inventory: &mut Inventory, report: &mut Report) {
+    let mut people = People::new();
+    new_one_is_throttled(&mut people, report).await;
+    honest_one_is_left_alone(&mut people, inventory, report).await;
+}
+
+/// Checks the accounts whose miners a safety covers, and that the control plane was not asked for anything else by then.
+pub(crate) async fn of_other_miners(
     arguments: &Arguments,
     inventory: &mut Inventory,
     report: &mut Report,
 ) -> Result<()> {
     let mut people = People::new();
-    new_one_is_throttled(&mut people, report).await;
     let others = [
         (VETERAN, "veteran", "long_standing"),
         (PERMITTED, "permitted", "high_cpu_allowed"),
     ];
-    let mut guests = Vec::new();
-    for (plan, ..) in others {
-        let mut guest = Guest::boot(plan, arguments, report).await?;
+    let (veteran, permitted) = tokio::join!(
+        Guest::boot(VETERAN, arguments, report),
+        Guest::boot(PERMITTED, arguments, report)
+    );
+    let mut guests = [veteran?, permitted?];
+    for guest in &mut guests {
         guest.go()?;
-        guests.push(guest);
     }
     for (guest, (plan, account, safety)) in guests.iter_mut().zip(others) {
         load_runs(guest, inventory, report).await;
         spared(plan, account, safety, &mut people, inventory, report).await;
     }
-    honest_one_is_left_alone(&mut people, inventory, report).await;
     control_plane_was_asked_twice(arguments, report);
     Ok(())
 }

@@ -102,11 +102,14 @@ pub(crate) async fn run(arguments: &Arguments, report: &mut Report) -> Result<()
     sensors_live(&mut inventory, report).await;
     no_window_lost(&mut inventory, report).await;
 
-    drop(miner);
     if accounts::checked_here()? {
-        accounts::decided(arguments, &mut inventory, report).await?;
+        accounts::while_they_run(&mut inventory, report).await;
+        // The emulated CPU is one: other miners must have a quarter of it each to be called so.
+        drop((miner, busy));
+        accounts::of_other_miners(arguments, &mut inventory, report).await?;
+    } else {
+        drop((miner, busy));
     }
-    drop(busy);
     hasher::suspected(arguments, &mut inventory, report).await?;
     drop(idle);
     agent.end_cleanly(report).await;
