@@ -70,12 +70,12 @@ pub struct Config {
     pub budget: crate::governor::Budget,
 }
 
-/// How the name a VMM was given becomes the provider's droplet id.
+/// How the name a VMM was given, or that of a tenant configured here, becomes the provider's droplet id.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Names {
-    /// A regular expression with a group named `id`, matched against a VM's name. Default: none, and
-    /// every droplet is reported with an empty droplet id. A name that does not match is reported too.
+    /// A regular expression with a group named `id`, matched against the names of VMs and of the tenants configured here.
+    /// Default: none, and every tenant is reported with an empty droplet id. A name that does not match is reported too.
     pub pattern: Option<String>,
 }
 

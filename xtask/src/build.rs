@@ -19,6 +19,9 @@ pub struct Arguments {
 /// The packages whose programs make up Davy, and the workloads it is shown on.
 pub const PROGRAMS: [&str; 4] = ["davy-agent", "davy-detector", "davyctl", "davy-workloads"];
 
+/// And the packages of those that only the demo needs.
+pub const DEMO_PROGRAMS: [&str; 1] = ["davy-test-provider"];
+
 /// Builds some packages of the workspace; the directory their programs then lie in.
 ///
 /// # Errors

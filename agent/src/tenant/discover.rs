@@ -19,7 +19,7 @@ use tracing::{info, warn};
 
 use super::{
     Kind, Tenant,
-    identity::{ProcessFacts, identify},
+    identity::{ProcessFacts, droplet_id, identify},
 };
 use crate::{config, error::chain, kernel::Reading, source::ThreadSource};
 
@@ -159,8 +159,8 @@ impl Registry {
         self.insert(Tenant {
             index: self.next_index,
             key,
+            droplet_id: droplet_id(&name, self.pattern.as_ref()),
             name,
-            droplet_id: String::new(),
             kind,
             vcpus: 0,
             threads: 0,

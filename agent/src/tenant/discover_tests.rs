@@ -146,6 +146,22 @@ fn vhost_workers_belong_to_their_vm() {
 }
 
 #[test]
+fn a_configured_groups_name_is_mapped_to_a_droplets_id() {
+    let dir = PathBuf::from("/sys/fs/cgroup/encoder");
+    let (mut script, mut processes) = (Script::default(), ScriptedProcesses::default());
+    processes.cgroups.insert(dir.clone());
+    let configured = config::Tenant {
+        name: "encoder-17".to_owned(),
+        cgroup: Some(dir),
+        ..config::Tenant::default()
+    };
+    let pattern = Regex::new("-(?P<id>[0-9]+)$").unwrap();
+    let mut registry = Registry::new(&[configured], Some(pattern));
+    step(&mut registry, &mut script, &processes);
+    assert_eq!(registry.tenants().next().unwrap().droplet_id, "17");
+}
+
+#[test]
 fn a_configured_group_may_come_late_go_and_come_again() {
     let dir = PathBuf::from("/sys/fs/cgroup/encoder");
     let (mut script, mut processes) = (Script::default(), ScriptedProcesses::default());

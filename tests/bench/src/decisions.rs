@@ -115,9 +115,11 @@ fn decided_per_s(policies: &Policies, input: &Input) -> f64 {
 /// An account engaged `days` ago, with `droplets` that have been at `level` for 20 minutes.
 fn input(policy: &str, level: Level, days: u64, droplets: usize) -> Result<Input> {
     let at = T0.after(Span::minutes(20));
-    let mut sightings = (0..droplets).map(|n| -> Result<Sighting> {
+    let names: Vec<_> = (0..droplets).map(|n| format!("droplet-{n}")).collect();
+    let names: Vec<_> = names.iter().map(String::as_str).collect();
+    let mut sightings = names.iter().map(|name| -> Result<Sighting> {
         Ok(Sighting {
-            droplet: DropletId::try_from(format!("droplet-{n}"))?,
+            droplet: DropletId::try_from(*name)?,
             host: "host-1".to_owned(),
             from: T0,
             to: at,
@@ -143,7 +145,7 @@ fn input(policy: &str, level: Level, days: u64, droplets: usize) -> Result<Input
         policy: policy.to_owned(),
         settings: Settings::default(),
         episode,
-        facts: facts(days, droplets, at)?,
+        facts: facts(days, &names, at)?,
         fetch_failed: None,
         allowed: None,
         holds: Vec::new(),
@@ -158,17 +160,18 @@ fn input(policy: &str, level: Level, days: u64, droplets: usize) -> Result<Input
     })
 }
 
-fn facts(days: u64, droplets: usize, at: Time) -> Result<Facts> {
+/// Facts of an account engaged `days` before `at`, that pays nothing, with these droplets.
+pub fn facts(days: u64, droplets: &[&str], at: Time) -> Result<Facts> {
     fn known<T>(value: T, as_of: Time) -> Option<Known<T>> {
         Some(Known { value, as_of })
     }
     let since = at.before(Span::days(days));
-    let inventory = (0..droplets).map(|n| -> Result<_> {
+    let inventory = droplets.iter().map(|name| -> Result<_> {
         let droplet = Droplet {
             created_at: T0.before(Span::minutes(5)),
             vcpus: 4,
         };
-        Ok((DropletId::try_from(format!("droplet-{n}"))?, droplet))
+        Ok((DropletId::try_from(*name)?, droplet))
     });
     Ok(Facts {
         created_at: known(since, at),
@@ -184,23 +187,36 @@ fn facts(days: u64, droplets: usize, at: Time) -> Result<Facts> {
     })
 }
 
+/// The figure below which `part` quarters of them are.
+fn quarter(sorted: &[f64], part: usize) -> f64 {
+    sorted
+        .get(sorted.len() * part / 4)
+        .copied()
+        .unwrap_or_default()
+}
+
+/// The median, and in brackets the middle half.
+pub fn middle(sorted: &[f64]) -> String {
+    let [low, median, high] = [1, 2, 3].map(|part| quarter(sorted, part));
+    format!("{median:.0} ({low:.0} to {high:.0})")
+}
+
 impl fmt::Display for Rates {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut table = comfy_table::Table::new();
         table.load_style(comfy_table::presets::ASCII_MARKDOWN);
         table.set_header(["input", "decided", "decisions/s", "goal", "rounds"]);
         for Rate { input, step, per_s } in &self.0 {
-            let at = |part: usize| {
-                per_s
-                    .get(per_s.len() * part / 4)
-                    .copied()
-                    .unwrap_or_default()
+            let median = quarter(per_s, 2);
+            let goal = if median >= GOAL_PER_S {
+                "met"
+            } else {
+                "missed"
             };
-            let goal = if at(2) >= GOAL_PER_S { "met" } else { "missed" };
             table.add_row([
                 (*input).to_owned(),
                 step.clone(),
-                format!("{:.0} ({:.0} to {:.0})", at(2), at(1), at(3)),
+                middle(per_s),
                 format!("≥ {GOAL_PER_S:.0}: {goal}"),
                 per_s.len().to_string(),
             ]);

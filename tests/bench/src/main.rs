@@ -1,4 +1,4 @@
-//! `davy-bench`: what the kernel half and the agent cost, measured on the machine it runs on.
+//! `davy-bench`: what the kernel half, the agent and the detector's decisions cost, measured on the machine it runs on.
 //!
 //! Started by `cargo xtask bench events`, which builds everything first. Three parts, each in rounds that
 //! alternate between what is compared, so that a busy or throttled machine disturbs all sides alike:
@@ -7,8 +7,11 @@
 //! - [`pipe`]: `perf bench sched pipe` with and without the kernel half;
 //! - [`daemon`]: the real agent's CPU time and memory by number of watched threads.
 //!
-//! Needs root, BTF and `perf`. A line of progress per round on standard error; the table, or with `--json` one
+//! Those need root, BTF and `perf`. A line of progress per round on standard error; the table, or with `--json` one
 //! JSON document, on standard output.
+//!
+//! And by `cargo xtask bench decisions`: [`decisions`], how fast the pure core decides, and [`path`], how fast accounts are decided on
+//! with all that is stored.
 
 use std::{
     path::PathBuf,
@@ -26,6 +29,7 @@ mod events;
 mod figures;
 mod load;
 mod machine;
+mod path;
 mod pipe;
 mod report;
 
@@ -54,10 +58,10 @@ enum Command {
         #[arg(long)]
         detector: Option<PathBuf>,
     },
-    /// Measure decisions per second of the pure core on one core; needs no root
+    /// Measure decisions per second, of the pure core on one core and of the whole path on both stores; needs no root
     Decisions {
         /// About how long to measure, in seconds
-        #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(3..=3_600))]
+        #[arg(long, default_value_t = 40, value_parser = clap::value_parser!(u64).range(3..=3_600))]
         seconds: u64,
         /// Print one JSON document instead of the table
         #[arg(long)]
@@ -102,11 +106,14 @@ fn main() -> ExitCode {
 }
 
 fn decide(seconds: u64, json: bool) -> Result<()> {
-    let rates = decisions::measure(Instant::now() + Duration::from_secs(seconds))?;
+    let half = Duration::from_secs(seconds) / 2;
+    let core = decisions::measure(Instant::now() + half)?;
+    let path = path::measure(half)?;
     if json {
-        println!("{}", serde_json::to_string_pretty(&rates)?);
+        let document = serde_json::json!({ "core": core, "path": path });
+        println!("{}", serde_json::to_string_pretty(&document)?);
     } else {
-        println!("{rates}");
+        println!("The pure core, one core:\n\n{core}\n\nThe whole path:\n\n{path}");
     }
     Ok(())
 }

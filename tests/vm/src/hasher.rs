@@ -12,7 +12,7 @@ use crate::report::{Report, State};
 
 /// A vectorised proof of work.
 const HASHER: Plan = Plan {
-    name: "droplet-102",
+    name: "droplet-106",
     vcpus: 1,
     memory_mib: 256,
     load: "davy-sha256",

@@ -8,6 +8,7 @@
 //! One line per check: `davy-check: ok|FAILED NAME: DETAIL`; the last line is `davy-checks: N passed, M failed`.
 //! Nothing waits a fixed time: every check polls for a state until a deadline.
 
+mod accounts;
 mod checks;
 mod cpu_truth;
 mod exits;

@@ -1,9 +1,12 @@
 //! `cargo xtask demo`: the whole system on this machine, on real workloads.
 //!
-//! Sets up what is missing, builds, starts the detector (its database in a temporary directory) and the agent,
-//! and runs three tenants, each in a control group of its own: a RandomX miner, an x264 encoder on all CPUs, and
-//! an idle program. Shows what Davy sees while it runs, and fails unless the miner comes out `mining` and the others
-//! `quiet`. Where that is not so when the time is over, but may still come, it runs on for a while.
+//! Sets up what is missing, builds, starts a provider's account directory, the detector (its database in a temporary directory)
+//! and the agent, and runs seven tenants of four accounts, each in a control group of its own: RandomX miners of three accounts, an
+//! idle program, and x264 encoders of the fourth. Shows what Davy sees while it runs, and at the end what it decided about each
+//! account. Fails unless the miners come out `mining` and the others `quiet`, and of the miners only the one for whom nothing speaks is
+//! throttled (in a dry run). Where that is not so when the time is over, but may still come, it runs on for a while.
+//!
+//! The detector runs under a policy of the demo's own, with durations shortened; the demo says which.
 //!
 //! Nothing stays behind: processes, control groups and files go with the demo, also on Ctrl-C. All traffic is on
 //! loopback, on ports nobody uses.
@@ -21,18 +24,23 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
+use serde_json::Value;
 
-use crate::build::{self, PROGRAMS};
+use crate::build::{self, DEMO_PROGRAMS, PROGRAMS};
 use crate::facts::Task;
 use crate::{setup, shell};
 
+mod account;
 mod clip;
 mod group;
 mod program;
+mod provider;
 mod seen;
 
+use account::Account;
 use group::Groups;
 use program::Program;
+use provider::Provider;
 use seen::{Role, Tenant};
 
 /// The name the demo's agent reports under.
@@ -53,9 +61,13 @@ const EXTRA_MAX: Duration = Duration::from_secs(180);
 /// How often a line is printed where the view cannot be redrawn.
 const LINE_EVERY: Duration = Duration::from_secs(5);
 
-/// Encodes the clip `$0` again and again on `$1` threads.
-const ENCODE: &str = "while setpriv --pdeathsig KILL -- \
-    x264 --preset slower --threads \"$1\" --quiet --no-progress -o /dev/null \"$0\"; do :; done; exit 1";
+/// Encodes the clip `$0` again and again. Behind the miners: those must have a quarter of a CPU each for their verdict, also where
+/// there are two CPUs in all.
+const ENCODE: &str = "while setpriv --pdeathsig KILL -- nice -n 5 \
+    x264 --preset slower --threads 1 --quiet --no-progress -o /dev/null \"$0\"; do :; done; exit 1";
+
+/// How a tenant's name becomes its droplet's id.
+const NAMES: &str = "-(?P<id>[0-9]+)$";
 
 /// Arguments of `demo`.
 #[derive(Debug, clap::Args)]
@@ -78,7 +90,10 @@ struct Outcome<'a> {
     problems: &'a [String],
     seconds: f64,
     window_ms: u64,
+    /// What the policy it ran under has shortened.
+    shortened: &'a [&'a str],
     tenants: &'a [Tenant],
+    accounts: &'a [Account],
 }
 
 /// Runs `demo`.
@@ -104,41 +119,62 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let watched = stage.watch(Duration::from_secs(arguments.seconds), &interrupted);
     let seconds = started.elapsed().as_secs_f64();
     let problems = match watched {
-        Ok(()) => seen::problems(&stage.tenants),
+        Ok(()) => stage.problems(),
         Err(error) => vec![format!("{error:#}")],
     };
     if !problems.is_empty() && !interrupted.load(Ordering::Relaxed) {
         stage.show_logs();
     }
-    let tenants = stage.tenants.clone();
+    let (tenants, accounts) = (stage.tenants.clone(), stage.accounts.clone());
     drop(stage);
 
-    println!(
-        "\nWhat Davy saw in {seconds:.0} s:\n{}",
-        seen::table(&tenants, false)
-    );
-    for tenant in &tenants {
-        for reason in &tenant.reasons {
-            println!("{}: {reason}", tenant.name);
-        }
-    }
+    tell(seconds, &tenants, &accounts);
     if arguments.json {
         output.print(&serde_json::to_string_pretty(&Outcome {
             success: problems.is_empty(),
             problems: &problems,
             seconds,
             window_ms: WINDOW_MS,
+            shortened: &provider::SHORTENED,
             tenants: &tenants,
+            accounts: &accounts,
         })?)?;
     }
     if problems.is_empty() {
-        println!("As it should be: the miner's fp_rounding concluded, the others' did not.");
+        println!(
+            "As it should be: of three miners one was throttled, after it was told; two have a person to speak for them; and whoever \
+             only works hard was left alone."
+        );
         Ok(ExitCode::SUCCESS)
     } else {
         bail!(
             "the demo did not show what it should: {}",
             problems.join("; ")
         );
+    }
+}
+
+/// Tells what was seen and decided.
+fn tell(seconds: f64, tenants: &[Tenant], accounts: &[Account]) {
+    println!(
+        "\nWhat Davy saw in {seconds:.0} s:\n{}",
+        seen::table(tenants, false)
+    );
+    // The first says why in a sentence; the others are the figures behind it.
+    for tenant in tenants {
+        if let Some(reason) = tenant.reasons.first() {
+            println!("{}: {reason}", tenant.name);
+        }
+    }
+    println!(
+        "\nWhat it decided, under the demo's policy ({}):\n{}",
+        provider::SHORTENED.join("; "),
+        account::table(accounts, tenants)
+    );
+    for account in accounts {
+        if let Some(statement) = &account.statement {
+            println!("What {} was told:\n{statement}\n", account.name);
+        }
     }
 }
 
@@ -151,7 +187,7 @@ fn prepare() -> Result<PathBuf> {
     {
         bail!("the demo cannot run here; missing: {obstacle}");
     }
-    build::build(&PROGRAMS, false)
+    build::build(&[&PROGRAMS[..], &DEMO_PROGRAMS].concat(), false)
 }
 
 /// Goes on as root. Returns only if that fails.
@@ -190,35 +226,46 @@ fn interruption() -> Result<Arc<AtomicBool>> {
 struct Stage {
     agent: Program,
     detector: Program,
+    provider: Provider,
     workloads: Vec<Program>,
     _groups: Groups,
     _files: tempfile::TempDir,
     davyctl: PathBuf,
     detector_url: String,
     tenants: Vec<Tenant>,
+    accounts: Vec<Account>,
 }
 
 impl Stage {
-    /// Starts detector, tenants and agent, in this order.
+    /// Starts provider, detector, tenants and agent, in this order.
     fn set(programs: &Path) -> Result<Self> {
         let files = tempfile::Builder::new()
             .prefix("davy-demo-")
             .tempdir()
             .context("cannot make a temporary directory")?;
         let dir = files.path();
-        let threads = thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let tenants = vec![
-            Tenant::new("miner", &format!("RandomX, {threads} threads"), Role::Miner),
-            Tenant::new("honest", &format!("x264, {threads} threads"), Role::Honest),
-            Tenant::new("idle", "waits", Role::Idle),
+            Tenant::new("miner-101", "RandomX", Role::Miner),
+            Tenant::new("idle-102", "waits", Role::Idle),
+            Tenant::new("miner-104", "RandomX", Role::Miner),
+            Tenant::new("miner-105", "RandomX", Role::Miner),
+            Tenant::new("batch-111", "x264", Role::Honest),
+            Tenant::new("batch-112", "x264", Role::Honest),
+            Tenant::new("batch-113", "x264", Role::Honest),
         ];
         let names: Vec<&str> = tenants.iter().map(|tenant| tenant.name.as_str()).collect();
 
         let (listen, metrics) = (program::free_address()?, program::free_address()?);
-        let detector = start_detector(programs, dir, listen, metrics)?;
+        let provider = Provider::set(programs, dir)?;
+        println!(
+            "The detector runs under the demo's policy ({}): that which ships, but {}",
+            provider.policy.display(),
+            provider::SHORTENED.join("; ")
+        );
+        let detector = start_detector(programs, dir, &provider.config, listen, metrics)?;
         let detector_url = format!("http://{listen}");
         let groups = Groups::create(&names)?;
-        let workloads = start_workloads(programs, dir, &groups, threads)?;
+        let workloads = start_workloads(programs, dir, &groups, &tenants)?;
         let config = dir.join("agent.toml");
         fs::write(&config, agent_config(&detector_url, &groups, &names))
             .with_context(|| format!("cannot write {}", config.display()))?;
@@ -236,13 +283,29 @@ impl Stage {
         Ok(Self {
             agent,
             detector,
+            provider,
             workloads,
             _groups: groups,
             _files: files,
             davyctl: programs.join("davyctl"),
             detector_url,
             tenants,
+            accounts: Account::all(),
         })
+    }
+
+    /// What is not as it must be.
+    fn problems(&self) -> Vec<String> {
+        let mut problems = seen::problems(&self.tenants);
+        problems.extend(account::problems(&self.accounts));
+        problems
+    }
+
+    /// Whether more time may mend it.
+    fn may_come_right(&self) -> bool {
+        !self.problems().is_empty()
+            && !self.tenants.iter().any(Tenant::is_wrong_for_good)
+            && account::may_come_right(&self.accounts)
     }
 
     /// Shows what the detector knows until the time is over, and on to [`EXTRA_MAX`] while more time may show
@@ -255,7 +318,8 @@ impl Stage {
         let mut answered = Instant::now();
         loop {
             if Instant::now() >= end {
-                if end >= last_end || !seen::may_come_right(&self.tenants) {
+                self.look_at_accounts()?;
+                if end >= last_end || !self.may_come_right() {
                     return Ok(());
                 }
                 end = (end + LINE_EVERY).min(last_end);
@@ -270,6 +334,7 @@ impl Stage {
             next += ASK_EVERY;
             self.agent.check()?;
             self.detector.check()?;
+            self.provider.check()?;
             for workload in &mut self.workloads {
                 workload.check()?;
             }
@@ -294,21 +359,55 @@ impl Stage {
     }
 
     fn ask(&self) -> Result<String> {
+        self.davyctl(&["droplets", "--host", HOST])
+    }
+
+    /// Asks what was decided about each account.
+    fn look_at_accounts(&mut self) -> Result<()> {
+        let mut accounts = std::mem::take(&mut self.accounts);
+        let looked = accounts
+            .iter_mut()
+            .try_for_each(|account| self.look_at(account));
+        self.accounts = accounts;
+        looked
+    }
+
+    fn look_at(&self, account: &mut Account) -> Result<()> {
+        let safeties = self.document(&[
+            "safety",
+            "check",
+            account.name,
+            "throttle",
+            "--droplet",
+            account.droplet,
+        ])?;
+        let cases = self.document(&["cases", "list"])?;
+        let case = match account::has_case(account.name, &cases)? {
+            true => Some(self.document(&["cases", "show", account.name])?),
+            false => None,
+        };
+        account.update(&safeties, case.as_ref())
+    }
+
+    fn document(&self, words: &[&str]) -> Result<Value> {
+        serde_json::from_str(&self.davyctl(words)?).context("davyctl's answer is not JSON")
+    }
+
+    /// What davyctl answers, as JSON.
+    fn davyctl(&self, words: &[&str]) -> Result<String> {
         let davyctl = &self.davyctl.to_string_lossy();
         let output = shell::command(davyctl)?
-            .args([
-                "--detector",
-                &self.detector_url,
-                "droplets",
-                "--host",
-                HOST,
-                "--json",
-            ])
+            .args(["--detector", &self.detector_url, "--json", "--token-file"])
+            .arg(&self.provider.token)
+            .args(words)
             .output()
             .with_context(|| format!("cannot start {davyctl}"))?;
-        if !output.status.success() {
+        // It says so with this code if a safety is in force.
+        const NOT_ALLOWED: i32 = 3;
+        if !output.status.success() && output.status.code() != Some(NOT_ALLOWED) {
             bail!(
-                "davyctl failed: {}",
+                "davyctl {} failed: {}",
+                words.join(" "),
                 String::from_utf8_lossy(&output.stderr).trim()
             );
         }
@@ -323,6 +422,7 @@ fn words(programs: &Path, name: &str) -> String {
 fn start_detector(
     programs: &Path,
     dir: &Path,
+    config: &Path,
     listen: SocketAddr,
     metrics: SocketAddr,
 ) -> Result<Program> {
@@ -331,6 +431,8 @@ fn start_detector(
         &[
             &words(programs, "davy-detector"),
             "serve",
+            "--config",
+            &config.to_string_lossy(),
             "--listen",
             &listen.to_string(),
             "--metrics-listen",
@@ -349,24 +451,24 @@ fn start_workloads(
     programs: &Path,
     dir: &Path,
     groups: &Groups,
-    threads: usize,
+    tenants: &[Tenant],
 ) -> Result<Vec<Program>> {
     let clip = dir.join("clip.y4m");
     clip::write(&clip)?;
-    let threads = threads.to_string();
-    let start =
-        |name: &str, words: &[&str]| Program::start(name, words, Some(&groups.dir_of(name)), dir);
-    Ok(vec![
-        start(
-            "miner",
-            &[&words(programs, "davy-randomx"), "--threads", &threads],
-        )?,
-        start(
-            "honest",
-            &["sh", "-c", ENCODE, &clip.to_string_lossy(), &threads],
-        )?,
-        start("idle", &[&words(programs, "davy-idle")])?,
-    ])
+    let (miner, idle) = (
+        words(programs, "davy-randomx"),
+        words(programs, "davy-idle"),
+    );
+    let clip = clip.to_string_lossy();
+    let start = |tenant: &Tenant| {
+        let words: &[&str] = match tenant.role {
+            Role::Miner => &[&miner, "--threads", "1"],
+            Role::Honest => &["sh", "-c", ENCODE, &clip],
+            Role::Idle => &[&idle],
+        };
+        Program::start(&tenant.name, words, Some(&groups.dir_of(&tenant.name)), dir)
+    };
+    tenants.iter().map(start).collect()
 }
 
 /// The agent's configuration: short windows, the demo's tenants, no metrics page.
@@ -379,6 +481,8 @@ fn agent_config(detector: &str, groups: &Groups, names: &[&str]) -> String {
         i64::try_from(WINDOW_MS).unwrap_or(i64::MAX).into(),
     );
     root.insert("metrics_listen".to_owned(), "".into());
+    let pattern = toml::Table::from_iter([("pattern".to_owned(), NAMES.into())]);
+    root.insert("names".to_owned(), pattern.into());
     let tenants: Vec<toml::Value> = names
         .iter()
         .map(|name| {
