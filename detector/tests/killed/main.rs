@@ -14,14 +14,11 @@
 
 mod again;
 mod cases;
-mod line;
 #[expect(dead_code, reason = "shared with the tests of the store")]
 #[path = "../store/place.rs"]
 mod place;
 mod program;
 mod provider;
-#[path = "../store/proxy.rs"]
-mod proxy;
 mod safeties;
 mod silence;
 #[expect(dead_code, reason = "shared with the tests of a running detector")]

@@ -86,14 +86,15 @@ pub(crate) struct Book {
 impl Book {
     /// Whatever reached it under `key`, as orders.
     pub(crate) fn orders(&self, key: &str) -> Vec<&Asked> {
-        let of_key = |came| match came {
-            &Came::Order {
-                key: ref held,
-                ref asked,
-            } if held == key => Some(asked),
-            _ => None,
-        };
-        self.came.iter().filter_map(of_key).collect()
+        let mut orders = Vec::new();
+        for came in &self.came {
+            if let Came::Order { key: held, asked } = came
+                && held == key
+            {
+                orders.push(asked);
+            }
+        }
+        orders
     }
 
     /// The answers to queries about `key`.

@@ -278,12 +278,6 @@ fn releases(log: &[Entry], key: &str) -> usize {
     log.iter().filter(released).count()
 }
 
-/// How far an action is, as the running detector tells it.
-pub(crate) async fn state_now(program: &Program, key: &str) -> &'static str {
-    let dossier = record(program).await;
-    dossier.map_or("not told", |dossier| state_of(&dossier, key))
-}
-
 /// How far an action is, in a word.
 pub(crate) fn state_of(dossier: &Dossier, key: &str) -> &'static str {
     let action = (dossier.actions.iter()).find(|action| action.key.to_string() == key);

@@ -178,12 +178,13 @@ impl World {
             }
         }
         let customer_facing = [Verb::Notify, Verb::Throttle, Verb::PowerDown, Verb::Lock];
-        if order.automated && customer_facing.contains(&order.verb) && !order.key.ends_with("/undo")
+        let acts = customer_facing.contains(&order.verb) && !order.key.ends_with("/undo");
+        if order.automated
+            && acts
+            && let Some(wrong) = self.has_its_papers(order).await
         {
-            if let Some(wrong) = self.has_its_papers(order).await {
-                let wrong = format!("invariant 6: {}: {wrong}", order.key);
-                self.state().book.wrong.push(wrong);
-            }
+            let wrong = format!("invariant 6: {}: {wrong}", order.key);
+            self.state().book.wrong.push(wrong);
         }
     }
 
