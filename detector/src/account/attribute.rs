@@ -1,7 +1,7 @@
 //! Whose droplets are: by the inventories held, else by the provider's directory. A droplet of nobody's is counted and said once in
 //! an hour; nothing is decided about it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use davy_decision::{
@@ -48,7 +48,8 @@ impl Attribution {
     /// # Errors
     /// If the storage fails: what was not kept is to be given again. Giving twice changes nothing.
     pub async fn take(&self, sightings: Vec<Sighting>) -> Result<u64, LedgerError> {
-        let mut by_account: HashMap<AccountId, Vec<Sighting>> = HashMap::new();
+        // In the accounts' order: the audit log of the same windows is the same.
+        let mut by_account: BTreeMap<AccountId, Vec<Sighting>> = BTreeMap::new();
         let mut nobodys = 0;
         for sighting in sightings {
             match self.owner(&sighting.droplet).await? {

@@ -191,6 +191,7 @@ impl Engine {
                 released_at,
             } => {
                 let answer = self.driver.query(&parcel.to_string()).await;
+                fault::point("asked");
                 self.learn(account, parcel, released_at, answer).await
             }
             Errand::Release { parcel, with_facts } => {

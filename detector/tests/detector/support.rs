@@ -155,21 +155,27 @@ impl Agent {
     }
 
     pub(crate) async fn silent_on(channel: Channel) -> Self {
+        Self::try_silent_on(channel).await.unwrap()
+    }
+
+    pub(crate) async fn try_silent_on(channel: Channel) -> Result<Self, Status> {
         let (out, messages) = mpsc::channel(8);
         let inbound = TelemetryClient::new(channel)
             .report(ReceiverStream::new(messages))
-            .await;
-        Self {
-            out,
-            inbound: inbound.unwrap().into_inner(),
-        }
+            .await?
+            .into_inner();
+        Ok(Self { out, inbound })
     }
 
     /// Says `Hello` and wants to be welcome.
     pub(crate) async fn greet(&mut self, hello: v1::Hello) -> v1::Welcome {
+        self.try_greet(hello).await.unwrap()
+    }
+
+    pub(crate) async fn try_greet(&mut self, hello: v1::Hello) -> Result<v1::Welcome, Status> {
         self.send(FromAgent::Hello(hello)).await;
-        match self.receive().await.unwrap() {
-            ToAgent::Welcome(welcome) => welcome,
+        match self.receive().await? {
+            ToAgent::Welcome(welcome) => Ok(welcome),
             other => panic!("not Welcome but {other:?}"),
         }
     }

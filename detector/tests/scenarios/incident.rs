@@ -126,13 +126,12 @@ fn take_out(safety: Safety, input: &mut Input) {
         Safety::UnlockHold => input.holds.clear(),
         Safety::LongStanding => {
             let recent = Time::from_unix_ms(input.at.unix_ms() - 86_400_000);
-            for known in [
+            let times = [
                 &mut input.facts.first_payment_at,
                 &mut input.facts.first_droplet_at,
-            ] {
-                if let Some(known) = known {
-                    known.value = None;
-                }
+            ];
+            for known in times.into_iter().flatten() {
+                known.value = None;
             }
             if let Some(known) = &mut input.facts.created_at {
                 known.value = recent;

@@ -168,7 +168,8 @@ impl Mutant {
                 json!({"settled": 20_000, "disputed": 20_000, "last_invoice": invoice(15_000, "failed")})
             }
             2..5 => {
-                json!({"settled": 0, "last_invoice": invoice(2_000, *self.dice.one(&["failed", "overdue", "open"]))})
+                let state: &str = self.dice.one(&["failed", "overdue", "open"]);
+                json!({"settled": 0, "last_invoice": invoice(2_000, state)})
             }
             _ => json!({"settled": 0}),
         }

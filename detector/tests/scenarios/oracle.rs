@@ -203,6 +203,8 @@ impl Oracle {
                 account.holds_until = now + 30 * DAY;
                 account.allowed |= line["outcome"] != "unsure";
             }
+            // Of the state machine alone: a person's decision ended the conversation.
+            "dealt_with" => self.accounts.get_mut(&name).unwrap().talks = false,
             "unthrottle" => self.accounts.get_mut(&name).unwrap().holds_until = now + 30 * DAY,
             "allow_high_cpu" => {
                 self.accounts.get_mut(&name).unwrap().allowed = line["revoke"] != true;
