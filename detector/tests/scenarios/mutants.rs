@@ -168,7 +168,7 @@ impl Mutant {
                 json!({"settled": 20_000, "disputed": 20_000, "last_invoice": invoice(15_000, "failed")})
             }
             2..5 => {
-                let state: &str = self.dice.one(&["failed", "overdue", "open"]);
+                let state = self.dice.one::<&str>(&["failed", "overdue", "open"]);
                 json!({"settled": 0, "last_invoice": invoice(2_000, state)})
             }
             _ => json!({"settled": 0}),
