@@ -334,7 +334,7 @@ fn a_burst_that_mines_and_owes_is_powered_down_only_once_throttled() {
     // 7 days and half an hour are more than 7 days.
     let older = Input {
         facts: Facts {
-            payments: burst.facts.payments.clone(),
+            payments: burst.facts.payments,
             ..facts(7, 5, burst.at)
         },
         ..throttled.clone()
