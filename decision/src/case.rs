@@ -153,6 +153,22 @@ pub struct Message {
     pub text: String,
 }
 
+/// A case's place in the queue, least first: what wants a person before what is decided, acted on (locked) before others, then the
+/// longest wait, then age.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Rank {
+    /// It is closed.
+    pub closed: bool,
+    /// It is decided, and no review is wanted.
+    pub settled: bool,
+    /// No lock or power-down is in effect.
+    pub spared: bool,
+    /// Since when the customer waits; the end of time if they do not.
+    pub waiting_since: Time,
+    /// When it was opened.
+    pub opened_at: Time,
+}
+
 /// A case.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -265,15 +281,16 @@ impl Case {
         matches!(self.state, State::Closed { .. })
     }
 
-    /// Its place in the queue, least first: acted on (`locked`) before others, then the longest wait, then age.
+    /// Its place in the queue; `locked`: a lock or power-down is in effect.
     #[must_use]
-    pub fn rank(&self, locked: bool) -> (bool, Time, Time) {
-        let latest = Time::from_unix_ms(u64::MAX);
-        (
-            !locked,
-            self.waiting_since.unwrap_or(latest),
-            self.opened_at,
-        )
+    pub fn rank(&self, locked: bool) -> Rank {
+        Rank {
+            closed: self.is_closed(),
+            settled: !self.is_open() && !self.wants_review(),
+            spared: !locked,
+            waiting_since: self.waiting_since.unwrap_or(Time::from_unix_ms(u64::MAX)),
+            opened_at: self.opened_at,
+        }
     }
 
     fn wrong(&self, what: &'static str) -> CaseError {

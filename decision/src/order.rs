@@ -8,8 +8,12 @@ use serde::{Deserialize, Serialize};
 use crate::{
     account::{AccountId, DropletId},
     policy::Step,
-    time::Time,
+    time::{Span, Time},
 };
+
+/// A step against a customer that no person asked for leaves so long after its release at the latest: what stops automation stops
+/// it within a second.
+pub const LEAVES_WITHIN: Span = Span::seconds(1);
 
 /// What is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -83,6 +87,29 @@ impl Verb {
             (Step::Lock, false) => Self::Lock,
             (Step::Lock, true) => Self::Unlock,
         })
+    }
+}
+
+impl Order {
+    /// Whether it is a step against a customer that no person asked for: any safety would have held it back.
+    #[must_use]
+    pub const fn is_automated_step(&self) -> bool {
+        self.automated
+            && matches!(
+                self.verb,
+                Verb::Notify | Verb::Throttle | Verb::PowerDown | Verb::Lock
+            )
+    }
+
+    /// After this it is not sent, nor sent again. What was to be sent later is queried, and released anew if nothing speaks against it
+    /// by then.
+    #[must_use]
+    pub fn leaves_by(&self) -> Time {
+        if self.is_automated_step() {
+            self.not_after.min(self.released_at.after(LEAVES_WITHIN))
+        } else {
+            self.not_after
+        }
     }
 }
 

@@ -102,7 +102,7 @@ impl GrpcDirectory {
     /// # Errors
     /// If the URL is none.
     pub fn open(url: &str, timeout: Duration) -> Result<Self, BadUrl> {
-        let channel = lazy_channel(url, timeout)?;
+        let channel = lazy_channel(url, timeout, timeout)?;
         Ok(Self {
             client: AccountDirectoryClient::new(channel)
                 .max_decoding_message_size(ANSWER_BYTES_MAX),
@@ -136,7 +136,11 @@ pub(crate) fn said(status: &Status) -> String {
 }
 
 /// A channel that connects when it is first used, and again when it broke.
-pub(crate) fn lazy_channel(url: &str, timeout: Duration) -> Result<Channel, BadUrl> {
+pub(crate) fn lazy_channel(
+    url: &str,
+    connect_within: Duration,
+    timeout: Duration,
+) -> Result<Channel, BadUrl> {
     let endpoint = Endpoint::from_shared(url.to_owned())
         .ok()
         .filter(|endpoint| {
@@ -144,7 +148,7 @@ pub(crate) fn lazy_channel(url: &str, timeout: Duration) -> Result<Channel, BadU
         });
     let endpoint = endpoint.ok_or_else(|| BadUrl(url.to_owned()))?;
     Ok(endpoint
-        .connect_timeout(timeout)
+        .connect_timeout(connect_within)
         .timeout(timeout)
         .http2_keep_alive_interval(KEEPALIVE)
         .keep_alive_timeout(KEEPALIVE)

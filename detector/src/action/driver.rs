@@ -47,8 +47,8 @@ impl Answer {
     #[must_use]
     pub fn too_late(order: &Order) -> Self {
         Self::doubtful(format!(
-            "not sent: it is to be refused after {}",
-            order.not_after
+            "not sent: it was to leave by {}",
+            order.leaves_by()
         ))
     }
 }

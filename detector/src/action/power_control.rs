@@ -1,7 +1,7 @@
 //! The provider's `PowerControl` over gRPC: see `proto/davy/v1/power_control.proto` for what it promises and must do.
 //!
-//! One call per order, never repeated here: what is in doubt is queried. The order's own end is the call's deadline, and after it nothing is
-//! sent. Only an answer that says so is a refusal: a status may come from anything on the way, and says nothing about the order.
+//! One call per order, never repeated here: what is in doubt is queried. The order's own end is the call's deadline, and nothing is sent
+//! after it is to have left. Only an answer that says so is a refusal: a status may come from anything on the way, and says nothing about the order.
 
 use std::time::Duration;
 
@@ -19,6 +19,10 @@ use super::driver::{Answer, Driver, time_left, words};
 use crate::account::directory::{BadUrl, lazy_channel, said};
 use crate::desk::Clock;
 
+/// How long connecting may take. What waits for a connection has not left yet, and the kill switch is to stop it within a second of
+/// its release ([`davy_decision::order::LEAVES_WITHIN`]); the engine takes the other half.
+const CONNECT_WITHIN: Duration = Duration::from_millis(500);
+
 /// See the module.
 #[derive(Clone)]
 pub struct PowerControl {
@@ -34,7 +38,11 @@ impl PowerControl {
     /// If the URL is none.
     pub fn open(url: &str, timeout: Duration, clock: Clock) -> Result<Self, BadUrl> {
         Ok(Self {
-            client: PowerControlClient::new(lazy_channel(url, timeout)?),
+            client: PowerControlClient::new(lazy_channel(
+                url,
+                CONNECT_WITHIN.min(timeout),
+                timeout,
+            )?),
             timeout,
             clock,
         })
@@ -70,7 +78,11 @@ impl Driver for PowerControl {
     }
 
     async fn perform(&self, order: &Order) -> Answer {
-        let Some(timeout) = time_left(order.not_after, (self.clock)(), self.timeout) else {
+        let now = (self.clock)();
+        let (Some(_), Some(timeout)) = (
+            time_left(order.leaves_by(), now, self.timeout),
+            time_left(order.not_after, now, self.timeout),
+        ) else {
             return Answer::too_late(order);
         };
         let mut request = Request::new(v1::ActionRequest {

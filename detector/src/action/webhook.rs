@@ -1,10 +1,13 @@
 //! The signed webhook: orders as JSON, for a provider without gRPC.
 //!
 //! `POST` of the order ([`Order`] as JSON), or of `{"query": KEY}`, with the headers of [`crate::signature`] and `Idempotency-Key`. The answer
-//! is JSON, `{"outcome": "done" | "refused" | "under_way" | "never_seen", "detail": …}`. A connection that fails, a 5xx or a 429 is
-//! tried again under the same key while the order may still arrive. An attempt of which nothing is heard is not: it is in doubt at once. Other
-//! 4xx are a refusal, but not if an earlier attempt may have arrived: that one may have been done, and the error be about its copy.
-//! What is not understood is in doubt. Redirects are not followed: a signed order goes where it was configured to go.
+//! is JSON, `{"outcome": "done" | "refused" | "under_way" | "never_seen", "detail": …}`.
+//!
+//! What was not taken (no connection, 429, 503) is tried again under the same key while the order may leave ([`Order::leaves_by`]: a
+//! second for an automated step). What may have been taken (nothing heard, a connection that closed, another 5xx) is not: it is in doubt
+//! at once, and is asked about. Other 4xx are a refusal, but not if an earlier attempt may have arrived all the same: that one may have
+//! been done, and the error be about its copy. A query does nothing, and is tried again after any failure. What is not understood is in
+//! doubt. Redirects are not followed: a signed order goes where it was configured to go.
 
 use std::time::Duration;
 
@@ -59,10 +62,19 @@ enum Attempt {
     Rejected(String),
     /// Worth another attempt.
     Failed {
-        /// Whether it may have arrived.
+        /// Whether somebody answered, so that it may have been done whatever they said.
         arrived: bool,
         why: String,
     },
+}
+
+/// Until when a request is of use.
+#[derive(Clone, Copy)]
+struct Until {
+    /// It is not sent after this.
+    leaves_by: Time,
+    /// Its answer is not awaited beyond this.
+    not_after: Time,
 }
 
 impl Webhook {
@@ -90,14 +102,19 @@ impl Webhook {
         }
     }
 
-    async fn post(&self, letter: Letter, not_after: Time) -> Answer {
+    async fn post(&self, letter: Letter, until: Until) -> Answer {
         let (mut pause, mut last, mut in_doubt) = (PAUSE, String::new(), false);
         for attempt in 1..=self.attempts_max {
-            let Some(timeout) = time_left(not_after, (self.clock)(), self.timeout) else {
+            let now = (self.clock)();
+            let (Some(connect), Some(timeout)) = (
+                time_left(until.leaves_by, now, self.timeout),
+                time_left(until.not_after, now, self.timeout),
+            ) else {
                 break;
             };
             let (this, copy) = (self.clone(), letter.clone());
-            let tried = tokio::task::spawn_blocking(move || this.attempt(&copy, timeout)).await;
+            let tried = move || this.attempt(&copy, connect, timeout);
+            let tried = tokio::task::spawn_blocking(tried).await;
             match tried {
                 Ok(Attempt::Answered(answer)) => return answer,
                 Ok(Attempt::Rejected(why)) if in_doubt => return Answer::doubtful(why),
@@ -115,7 +132,7 @@ impl Webhook {
                 "the webhook did not take a request"
             );
             let rest = Span::ms(u64::try_from(pause.as_millis()).unwrap_or(u64::MAX));
-            if attempt == self.attempts_max || (self.clock)().after(rest) >= not_after {
+            if attempt == self.attempts_max || (self.clock)().after(rest) >= until.leaves_by {
                 break;
             }
             tokio::time::sleep(pause).await;
@@ -125,13 +142,16 @@ impl Webhook {
         Answer::doubtful(format!("{}: {sent}{last}", self.url))
     }
 
-    fn attempt(&self, letter: &Letter, timeout: Duration) -> Attempt {
+    fn attempt(&self, letter: &Letter, connect: Duration, timeout: Duration) -> Attempt {
         let Letter { key, body, asked } = letter;
         // Signed anew each time: a receiver refuses what was signed long ago.
         let (timestamp, signature) = self.secret.sign((self.clock)(), body.as_bytes());
         let sent = (self.agent.post(&self.url))
             .config()
             .timeout_global(Some(timeout))
+            // Together no more than there is.
+            .timeout_resolve(Some(connect / 2))
+            .timeout_connect(Some(connect / 2))
             .build()
             .header("content-type", "application/json")
             .header("idempotency-key", header_of(key))
@@ -140,10 +160,10 @@ impl Webhook {
             .send(body.as_str());
         let mut response = match sent {
             Ok(response) => response,
-            Err(error) => return broken(&error),
+            Err(error) => return broken(&error, *asked),
         };
         let status = response.status().as_u16();
-        if matches!(status, 429 | 500..=599) {
+        if matches!(status, 429 | 503) || (*asked && status >= 500) {
             let why = format!("HTTP {status}");
             return Attempt::Failed { arrived: true, why };
         }
@@ -165,18 +185,22 @@ impl Webhook {
 }
 
 /// Of an attempt without an answer.
-fn broken(error: &ureq::Error) -> Attempt {
+fn broken(error: &ureq::Error, asked: bool) -> Attempt {
     use ureq::{Error, Timeout};
     let why = error.to_string();
-    let arrived = match error {
+    let sent = match error {
         Error::HostNotFound
         | Error::ConnectionFailed
         | Error::Timeout(Timeout::Resolve | Timeout::Connect) => false,
-        Error::Io(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => false,
-        Error::Timeout(_) => return Attempt::Answered(Answer::doubtful(why)),
+        Error::Io(error) => error.kind() != std::io::ErrorKind::ConnectionRefused,
         _ => true,
     };
-    Attempt::Failed { arrived, why }
+    let arrived = false;
+    match error {
+        Error::Timeout(_) if sent => Attempt::Answered(Answer::doubtful(why)),
+        _ if sent && !asked => Attempt::Answered(Answer::doubtful(why)),
+        _ => Attempt::Failed { arrived, why },
+    }
 }
 
 /// A key as a header can hold it: what is not visible ASCII, and `%`, as `%` and two hexadecimal digits.
@@ -216,7 +240,7 @@ impl Driver for Webhook {
     }
 
     async fn perform(&self, order: &Order) -> Answer {
-        if time_left(order.not_after, (self.clock)(), self.timeout).is_none() {
+        if time_left(order.leaves_by(), (self.clock)(), self.timeout).is_none() {
             return Answer::too_late(order);
         }
         let body = match serde_json::to_string(order) {
@@ -227,8 +251,11 @@ impl Driver for Webhook {
         };
         let key = order.key.clone();
         let asked = false;
-        self.post(Letter { key, body, asked }, order.not_after)
-            .await
+        let until = Until {
+            leaves_by: order.leaves_by(),
+            not_after: order.not_after,
+        };
+        self.post(Letter { key, body, asked }, until).await
     }
 
     async fn query(&self, key: &str) -> Answer {
@@ -238,7 +265,12 @@ impl Driver for Webhook {
             asked: true,
         };
         // A query does nothing, however late it comes.
-        self.post(letter, Time::from_unix_ms(u64::MAX)).await
+        let never = Time::from_unix_ms(u64::MAX);
+        let until = Until {
+            leaves_by: never,
+            not_after: never,
+        };
+        self.post(letter, until).await
     }
 }
 

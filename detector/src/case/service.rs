@@ -1,8 +1,8 @@
 //! The `Cases` service.
 //!
 //! An operation names a case; only an account's last case can be worked on. What is checked, is checked in the transaction that
-//! changes the record, except whether a reason was copied: reasons given before stay as they are, so that is looked at first,
-//! outside of it.
+//! changes the record. Whether a reason was copied is looked at before it as well: reasons given before stay as they are, and in the
+//! transaction the ledger compares with the last ones alone.
 
 use std::sync::Arc;
 
@@ -209,11 +209,6 @@ impl Cases for CasesService {
         let mut cases = cases.map_err(|error| failed(&error))?;
         let more = cases.len() > CASES_MAX;
         cases.truncate(CASES_MAX);
-        cases.sort_by_key(|StoredCase { case, locked }| {
-            // Who has decided has nothing to wait for, but a review that is wanted still.
-            let settled = !case.is_open() && !case.wants_review();
-            (case.is_closed(), settled, case.rank(*locked))
-        });
         let settings = &self.desk.settings;
         Ok(Response::new(v1::ListCasesResponse {
             cases: (cases.iter())

@@ -41,8 +41,8 @@ const AT_ONCE: usize = 16;
 const DUE_MAX: u64 = 256;
 /// Errands run for an account before others have their turn.
 const ERRANDS_MAX: usize = 16;
-/// An order is sent at most so long after its release: the kill switch stops what has not left within a second.
-const SENT_WITHIN: Span = Span::seconds(1);
+/// Of the time in which an automated step may leave ([`davy_decision::order::LEAVES_WITHIN`]) this is left to the driver, for connecting.
+const CONNECTING: Span = Span::ms(500);
 /// How long an account rests after the storage failed for it.
 const REST: Duration = Duration::from_secs(1);
 
@@ -212,8 +212,9 @@ impl Engine {
                     return Ok(());
                 };
                 // Everything was looked at when it was released. If that is a while ago it is left to be queried, found never to
-                // have arrived, and released anew, if nothing speaks against it by then.
-                if self.desk.now() - order.released_at > SENT_WITHIN {
+                // have arrived, and released anew, if nothing speaks against it by then. What lifts a step, or a person asked for,
+                // has until the control plane would refuse it.
+                if self.desk.now().after(CONNECTING) > order.leaves_by() {
                     tracing::warn!(key = order.key, "an order was held up, and is not sent");
                     return Ok(());
                 }

@@ -31,6 +31,14 @@ pub(crate) fn order(verb: Verb, lasts: Span) -> Order {
     }
 }
 
+/// One that was released `ago`.
+pub(crate) fn released(verb: Verb, ago: Span) -> Order {
+    Order {
+        released_at: now().before(ago),
+        ..order(verb, Span::minutes(1))
+    }
+}
+
 /// What the receiver does with a request.
 #[derive(Clone, Debug)]
 pub(crate) enum Does {

@@ -10,7 +10,7 @@ use davy_detector::action::webhook::Webhook;
 use davy_detector::desk::system_clock;
 use davy_detector::signature::Secret;
 
-use super::support::{Does, KEY, Receiver, http, nobody, now, order, says};
+use super::support::{Does, KEY, Receiver, http, nobody, now, order, released, says};
 
 const SECRET: &[u8] = b"0123456789abcdef0123456789abcdef";
 const DONE: &str = r#"{"outcome":"done","detail":"capped"}"#;
@@ -142,8 +142,10 @@ async fn a_receivers_words_are_bounded_and_harmless() {
 
 #[tokio::test]
 async fn what_was_not_taken_is_sent_again_under_the_same_key() {
-    let script = vec![says(503, ""), Does::Closes, says(200, DONE)];
-    let (answer, receiver) = performed(script).await;
+    let script = [says(503, ""), says(429, ""), says(200, DONE)];
+    let receiver = Receiver::start(script).await;
+    let driver = driver(&receiver.url);
+    let answer = driver.perform(&order(Verb::Unthrottle, MINUTE)).await;
     assert_eq!(answer.outcome, Outcome::Done);
     let came = receiver.came();
     assert_eq!(came.len(), 3);
@@ -153,9 +155,54 @@ async fn what_was_not_taken_is_sent_again_under_the_same_key() {
     }
 }
 
+/// In doubt is queried, not sent again.
+#[tokio::test]
+async fn what_may_have_been_taken_is_not_sent_again() {
+    for does in [Does::Closes, says(500, ""), says(502, ""), says(504, "")] {
+        let script = [does.clone(), says(200, DONE)];
+        let receiver = Receiver::start(script).await;
+        let driver = driver(&receiver.url);
+        let answer = driver.perform(&order(Verb::Unthrottle, MINUTE)).await;
+        assert!(is_doubtful(&answer), "{does:?}: {answer:?}");
+        assert_eq!(receiver.came().len(), 1, "{does:?}");
+        // Asking does nothing, and is repeated.
+        let (answer, receiver) = queried(vec![does.clone(), says(200, DONE)]).await;
+        assert_eq!(answer.outcome, Outcome::Done, "{does:?}");
+        assert_eq!(receiver.came().len(), 2, "{does:?}");
+    }
+}
+
+/// What stops automation stops it within a second of the release, whatever the receiver says.
+#[tokio::test]
+async fn an_automated_step_does_not_leave_after_its_second() {
+    for verb in [Verb::Notify, Verb::Throttle, Verb::PowerDown, Verb::Lock] {
+        let receiver = Receiver::start([says(503, "")]).await;
+        let driver = driver(&receiver.url);
+        let answer = driver.perform(&released(verb, Span::ms(1_001))).await;
+        assert!(answer.detail.starts_with("not sent"), "{answer:?}");
+        assert_eq!(receiver.came().len(), 0, "{verb}");
+        let answer = driver.perform(&released(verb, Span::ms(850))).await;
+        assert!(is_doubtful(&answer), "{answer:?}");
+        assert!(receiver.came().len() <= 1, "{verb}");
+    }
+    // What a person asked for, and what lifts a step, may take its time.
+    let receiver = Receiver::start([says(503, "")]).await;
+    let driver = driver(&receiver.url);
+    let by_person = Order {
+        automated: false,
+        ..released(Verb::Lock, Span::seconds(5))
+    };
+    for order in [by_person, released(Verb::Unlock, Span::seconds(5))] {
+        assert!(is_doubtful(&driver.perform(&order).await));
+    }
+    assert_eq!(receiver.came().len(), 6);
+}
+
 #[tokio::test]
 async fn attempts_end_and_then_it_is_in_doubt() {
-    let (answer, receiver) = performed(vec![says(429, "")]).await;
+    let receiver = Receiver::start([says(429, "")]).await;
+    let driver = driver(&receiver.url);
+    let answer = driver.perform(&order(Verb::Message, MINUTE)).await;
     assert!(is_doubtful(&answer), "{answer:?}");
     assert!(answer.detail.contains("429"), "{}", answer.detail);
     assert_eq!(receiver.came().len(), 3);
@@ -171,7 +218,7 @@ async fn a_client_error_refuses_an_order() {
 
 #[tokio::test]
 async fn a_client_error_to_a_copy_says_nothing_about_the_first_that_may_have_arrived() {
-    let (answer, receiver) = performed(vec![Does::Closes, says(409, "exists already")]).await;
+    let (answer, receiver) = performed(vec![says(503, ""), says(409, "exists already")]).await;
     assert!(is_doubtful(&answer), "{answer:?}");
     assert_eq!(receiver.came().len(), 2);
 }

@@ -10,7 +10,8 @@ use davy_detector::store::ledger::{Changed, LedgerError, Reach};
 use crate::place::Place;
 use crate::support::*;
 
-const WORDS: &str = "this account runs a miner on every one of its droplets since it was made";
+pub(crate) const WORDS: &str =
+    "this account runs a miner on every one of its droplets since it was made";
 
 pub(crate) async fn a_change_keeps_all_it_brings_also_when_opened_again(place: Place) {
     let memory = place.open().await;

@@ -13,6 +13,7 @@ use davy_detector::store::Memory;
 use davy_detector::store::ledger::{Change, Changed, LedgerError, Reach};
 use tokio::task::JoinSet;
 
+use crate::changes::WORDS;
 use crate::place::{LIMITS, Place};
 use crate::support::*;
 
@@ -145,6 +146,28 @@ pub(crate) async fn nothing_is_released_after_the_stop(place: Place) {
     assert!(last.note.account.is_none(), "{last:?}");
     assert!(before.iter().all(|entry| entry.note.account.is_some()));
     assert_eq!(before.len(), 1 + made.iter().filter(|made| **made).count());
+}
+
+/// However many write the same reason at the same instant, it is one case's own.
+pub(crate) async fn of_a_reason_given_at_once_in_many_cases_one_is_taken(place: Place) {
+    let stores = place.two(LIMITS).await;
+    for task in 0..TASKS {
+        let name = format!("a{task}");
+        make(&stores[0], &name, Reach::Account, decided())
+            .await
+            .unwrap();
+    }
+    let made = at_once(&stores, 1, |store, task, _| async move {
+        let name = format!("a{task}");
+        make(&store, &name, Reach::Account, denies("ann", WORDS)).await
+    });
+    let (taken, refused): (Vec<_>, Vec<_>) = made.await.into_iter().partition(Result::is_ok);
+    assert_eq!(taken.len(), 1, "{refused:?}");
+    for refusal in refused {
+        let refusal = refusal.unwrap_err();
+        assert!(refusal.to_string().contains("case a"), "{refusal}");
+    }
+    assert_eq!(stores[1].reasons(10).await.unwrap().len(), 1);
 }
 
 pub(crate) async fn the_audit_log_is_one_chain_whoever_writes(place: Place) {

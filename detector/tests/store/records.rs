@@ -76,7 +76,8 @@ pub(crate) async fn accounts_are_listed_by_the_bytes_of_their_ids(place: Place) 
     assert_eq!(walked, sorted);
 }
 
-pub(crate) async fn cases_are_listed_the_last_opened_first(place: Place) {
+/// However many there are, those that wait longest are among those listed.
+pub(crate) async fn cases_are_listed_in_the_queues_order(place: Place) {
     let memory = place.open().await;
     for (name, at) in [("b", 5), ("a", 7), ("c", 5)] {
         make(&memory, name, Reach::Account, speak("k", minute(at)))
@@ -94,14 +95,30 @@ pub(crate) async fn cases_are_listed_the_last_opened_first(place: Place) {
         let cases = memory.cases(closed, most).await.unwrap();
         cases.iter().map(|held| held.case.id.to_string()).collect()
     };
-    assert_eq!(listed(false, 10).await, ["a/1", "c/1"]);
-    assert_eq!(listed(true, 10).await, ["a/1", "b/1", "c/1"]);
-    assert_eq!(listed(true, 2).await, ["a/1", "b/1"]);
+    assert_eq!(listed(false, 10).await, ["c/1", "a/1"]);
+    assert_eq!(listed(true, 10).await, ["c/1", "a/1", "b/1"]);
+    assert_eq!(listed(true, 1).await, ["c/1"]);
     // A further word to a closed case opens the next one; the former stays as it ended.
     make(&memory, "b", Reach::Account, speak("k2", minute(40)))
         .await
         .unwrap();
-    assert_eq!(listed(true, 10).await, ["b/2", "a/1", "b/1", "c/1"]);
+    assert_eq!(listed(true, 10).await, ["c/1", "a/1", "b/2", "b/1"]);
+    // Who was answered waits behind those who were not, and who is decided behind both.
+    let by = davy_decision::case::Person("ann".to_owned());
+    let answered = events({
+        let by = by.clone();
+        move |dossier| dossier.answer(&by, "I look at it now.", minute(41))
+    });
+    make(&memory, "c", Reach::Account, answered).await.unwrap();
+    assert_eq!(listed(true, 10).await, ["a/1", "b/2", "c/1", "b/1"]);
+    let decided = events(move |dossier| {
+        let settings = davy_decision::settings::Settings::default();
+        dossier.unlock(&by, false, None, [], &settings, minute(42))
+    });
+    make(&memory, "a", Reach::Account, decided).await.unwrap();
+    assert_eq!(listed(true, 10).await, ["b/2", "c/1", "a/1", "b/1"]);
+    let held = memory.cases(true, 10).await.unwrap();
+    assert!(held.is_sorted_by_key(|held| held.case.rank(held.locked)));
     let case = |number| CaseId {
         account: account("b"),
         number,

@@ -5,7 +5,7 @@
 //!
 //! 1. the fleet's row is locked, if the change reaches it ([`Reach::Fleet`]); without, the change sees a copy that is not written back;
 //! 2. the account's row is locked (made, if absent);
-//! 3. the change runs on what was read; if it refuses, nothing is kept;
+//! 3. the change runs on what was read; if it refuses, or gives a reason that was just given in another case, nothing is kept;
 //! 4. record, cases, decision, owners of droplets and given reasons are written;
 //! 5. the log's head is locked last, and each event appended.
 //!
@@ -157,7 +157,7 @@ pub trait Ledger: Send + Sync + 'static {
     /// A failure of the storage.
     async fn owner(&self, droplet: DropletId) -> Result<Option<AccountId>, StoreError>;
 
-    /// Cases that are not closed, or all: `closed`. At most `rows_max`, the last opened first.
+    /// Cases that are not closed, or all: `closed`. At most `rows_max`, in the queue's order ([`Case::rank`]).
     ///
     /// # Errors
     /// A failure of the storage.

@@ -5,14 +5,19 @@ use std::collections::BTreeSet;
 use davy_decision::{
     account::DropletId,
     audit::{Actor, Note},
-    case::{Case, Opinion},
-    dossier::{Dossier, Event},
+    case::{Case, CaseError, CaseId, Finding, Opinion, Rank},
+    dossier::{Dossier, Event, Refusal},
     fleet::Fleet,
+    text::Reason,
     time::Time,
 };
 use serde::{Serialize, de::DeserializeOwned};
 
-use super::{Changed, Reach};
+use super::{Changed, GivenReason, Reach};
+
+/// The last reasons given, that a new one is compared with in its own transaction: more cannot have come since whoever gives it compared
+/// it with all.
+pub const LAST_REASONS: u64 = 100;
 
 /// A record that is not what it must be.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -48,14 +53,39 @@ pub fn ms(time: Time) -> i64 {
 pub struct CaseRow {
     /// Its number within the account.
     pub number: u64,
-    /// When it was opened, ms.
-    pub opened_ms: i64,
     /// Whether it is closed.
     pub closed: bool,
+    /// Whether it is decided, and no review is wanted.
+    pub settled: bool,
     /// Whether a lock or power-down is in effect.
     pub locked: bool,
+    /// Since when the customer waits, ms; the largest number if they do not.
+    pub waiting_ms: i64,
+    /// When it was opened, ms.
+    pub opened_ms: i64,
     /// The case.
     pub body: String,
+}
+
+impl CaseRow {
+    fn of(case: &Case, locked: bool) -> Result<Self, BadRecord> {
+        let Rank {
+            closed,
+            settled,
+            spared,
+            waiting_since,
+            opened_at,
+        } = case.rank(locked);
+        Ok(Self {
+            number: case.id.number,
+            closed,
+            settled,
+            locked: !spared,
+            waiting_ms: ms(waiting_since),
+            opened_ms: ms(opened_at),
+            body: write("a case", case)?,
+        })
+    }
 }
 
 /// A decision's row.
@@ -69,6 +99,35 @@ pub struct DecisionRow {
     pub plan: String,
 }
 
+/// A reason's row.
+#[derive(Debug)]
+pub struct ReasonRow {
+    /// In which case.
+    pub case: CaseId,
+    /// The reason.
+    pub reason: Reason,
+    /// Whether it must be no copy of another: it denies, or reviews an appeal.
+    pub own: bool,
+}
+
+impl ReasonRow {
+    /// Refuses a copy of one of the `last` that were given in other cases.
+    ///
+    /// # Errors
+    /// If it is one, and must not be.
+    pub fn check(&self, last: &[GivenReason]) -> Result<(), Refusal> {
+        if !self.own {
+            return Ok(());
+        }
+        for given in last.iter().filter(|given| given.case != self.case) {
+            let name = format!("case {}", given.case);
+            let own = self.reason.is_own([(name.as_str(), &given.reason)]);
+            own.map_err(CaseError::from)?;
+        }
+        Ok(())
+    }
+}
+
 /// All rows of a change. Absent: unchanged.
 #[derive(Debug)]
 pub struct Rows {
@@ -80,8 +139,8 @@ pub struct Rows {
     pub cases: Vec<CaseRow>,
     /// The decision.
     pub decision: Option<DecisionRow>,
-    /// Reasons that were given: the case's number, and the text.
-    pub reasons: Vec<(u64, String)>,
+    /// Reasons that were given.
+    pub reasons: Vec<ReasonRow>,
     /// The whole inventory, where it changed.
     pub droplets: Option<BTreeSet<DropletId>>,
     /// The fleet's record.
@@ -115,13 +174,7 @@ pub fn rows(
         let same = before.recent_cases().any(|held| held == case)
             && locked == (was_locked.as_ref() == Some(&case.id));
         if !same {
-            cases.push(CaseRow {
-                number: case.id.number,
-                opened_ms: ms(case.opened_at),
-                closed: case.is_closed(),
-                locked,
-                body: write("a case", case)?,
-            });
+            cases.push(CaseRow::of(case, locked)?);
         }
     }
     let decision = match &changed.decision {
@@ -181,7 +234,7 @@ pub fn notes(
 }
 
 /// Reasons in cases of `after` that `before` does not have.
-fn given(before: &Dossier, after: &Dossier) -> Vec<(u64, String)> {
+fn given(before: &Dossier, after: &Dossier) -> Vec<ReasonRow> {
     fn opinions(case: &Case) -> impl Iterator<Item = &Opinion> {
         case.past.iter().chain(&case.opinions)
     }
@@ -189,7 +242,11 @@ fn given(before: &Dossier, after: &Dossier) -> Vec<(u64, String)> {
     let mut given = Vec::new();
     for case in after.recent_cases() {
         let new = opinions(case).filter(|opinion| !held.contains(opinion));
-        given.extend(new.map(|opinion| (case.id.number, opinion.reason.as_str().to_owned())));
+        given.extend(new.map(|opinion| ReasonRow {
+            case: case.id.clone(),
+            reason: opinion.reason.clone(),
+            own: opinion.finding == Finding::Deny || case.appealed_at.is_some(),
+        }));
     }
     given
 }
@@ -198,7 +255,7 @@ fn given(before: &Dossier, after: &Dossier) -> Vec<(u64, String)> {
 ///
 /// # Errors
 /// If it is none.
-pub fn reason(text: String) -> Result<davy_decision::text::Reason, BadRecord> {
+pub fn reason(text: String) -> Result<Reason, BadRecord> {
     text.try_into()
         .map_err(|error: davy_decision::text::ReasonError| BadRecord {
             what: "a reason",

@@ -19,6 +19,12 @@ use crate::store::ledger::{
     rows::{self, Rows, ms, read},
 };
 
+/// An advisory lock's key: "Davr", after the key of [`super::schema`]. Whoever gives a reason holds it.
+const REASONS_LOCK: i64 = 0x4461_7672;
+
+/// The last reasons given, the latest first.
+const LAST_REASONS: &str = "SELECT account, number, text FROM reasons ORDER BY id DESC LIMIT $1";
+
 async fn fleet(transaction: &Transaction<'_>, lock: bool) -> Result<Fleet, Fault> {
     let mut sql = "SELECT body FROM fleet";
     if lock {
@@ -62,6 +68,18 @@ async fn run(
     let changed = change(&mut after, &mut fleet_after).map_err(Fault::Refused)?;
     let fleets = (&fleet_before, &fleet_after);
     let rows = rows::rows((&before, &after), fleets, reach, &changed, actor, at)?;
+    if !rows.reasons.is_empty() {
+        // Until the end of the transaction: of two that give the same reason at once, one sees the other's.
+        transaction
+            .execute("SELECT pg_advisory_xact_lock($1)", &[&REASONS_LOCK])
+            .await?;
+        let last = transaction
+            .query(LAST_REASONS, &[&signed(rows::LAST_REASONS)])
+            .await?;
+        let last: Vec<_> = last.iter().map(given_reason).collect::<Result<_, _>>()?;
+        let own = rows.reasons.iter().try_for_each(|row| row.check(&last));
+        own.map_err(Fault::Refused)?;
+    }
     write(transaction, account, &rows).await?;
     Ok(changed)
 }
@@ -101,9 +119,19 @@ async fn write(
     for case in &rows.cases {
         transaction
             .execute(
-                "INSERT INTO cases (account, number, opened_ms, closed, locked, body) VALUES ($1, $2, $3, $4, $5, $6)
-                 ON CONFLICT (account, number) DO UPDATE SET closed = $4, locked = $5, body = $6",
-                &[&id, &signed(case.number), &case.opened_ms, &case.closed, &case.locked, &case.body],
+                "INSERT INTO cases (account, number, opened_ms, closed, settled, locked, waiting_ms, body)
+                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT (account, number)
+                 DO UPDATE SET closed = $4, settled = $5, locked = $6, waiting_ms = $7, body = $8",
+                &[
+                    &id,
+                    &signed(case.number),
+                    &case.opened_ms,
+                    &case.closed,
+                    &case.settled,
+                    &case.locked,
+                    &case.waiting_ms,
+                    &case.body,
+                ],
             )
             .await?;
     }
@@ -120,11 +148,15 @@ async fn write(
             )
             .await?;
     }
-    for (number, text) in &rows.reasons {
+    for row in &rows.reasons {
         transaction
             .execute(
                 "INSERT INTO reasons (account, number, text) VALUES ($1, $2, $3)",
-                &[&id, &signed(*number), &rows::write("a reason", text)?],
+                &[
+                    &id,
+                    &signed(row.case.number),
+                    &rows::write("a reason", &row.reason)?,
+                ],
             )
             .await?;
     }
@@ -220,6 +252,15 @@ impl Postgres {
     }
 }
 
+fn given_reason(row: &Row) -> Result<GivenReason, Fault> {
+    let case = CaseId {
+        account: id(row.get(0))?,
+        number: unsigned(row.get(1)),
+    };
+    let reason = rows::reason(read("a reason", row.get(2))?)?;
+    Ok(GivenReason { case, reason })
+}
+
 fn stored_case(row: &Row) -> Result<StoredCase, Fault> {
     Ok(StoredCase {
         locked: row.get(0),
@@ -313,7 +354,8 @@ impl Ledger for Postgres {
     }
 
     async fn cases(&self, closed: bool, rows_max: u64) -> Result<Vec<StoredCase>, StoreError> {
-        let sql = "SELECT locked, body FROM cases WHERE NOT closed OR $1 ORDER BY opened_ms DESC, account, number DESC LIMIT $2";
+        let sql = "SELECT locked, body FROM cases WHERE closed <= $1
+             ORDER BY closed, settled, locked DESC, waiting_ms, opened_ms, account, number LIMIT $2";
         self.query(
             "listing cases",
             sql,
@@ -361,15 +403,12 @@ impl Ledger for Postgres {
     }
 
     async fn reasons(&self, rows_max: u64) -> Result<Vec<GivenReason>, StoreError> {
-        let sql = "SELECT account, number, text FROM reasons ORDER BY id DESC LIMIT $1";
-        self.query("reading reasons", sql, &[&signed(rows_max)], |row| {
-            let case = CaseId {
-                account: id(row.get(0))?,
-                number: unsigned(row.get(1)),
-            };
-            let reason = rows::reason(read("a reason", row.get(2))?)?;
-            Ok(GivenReason { case, reason })
-        })
+        self.query(
+            "reading reasons",
+            LAST_REASONS,
+            &[&signed(rows_max)],
+            given_reason,
+        )
         .await
     }
 

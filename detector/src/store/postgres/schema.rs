@@ -97,6 +97,12 @@ const MIGRATIONS: &[&str] = &["
         $$ BEGIN RAISE EXCEPTION '% is never changed or removed', TG_TABLE_NAME; END $$;
     CREATE TRIGGER decisions_stay BEFORE UPDATE OR DELETE OR TRUNCATE ON decisions EXECUTE FUNCTION davy_never();
     CREATE TRIGGER audit_stays BEFORE UPDATE OR DELETE OR TRUNCATE ON audit EXECUTE FUNCTION davy_never();
+", "
+    -- The queue's order. Cases from before come first until they change: nobody's wait is hidden.
+    ALTER TABLE cases ADD COLUMN settled BOOLEAN NOT NULL DEFAULT FALSE;
+    ALTER TABLE cases ADD COLUMN waiting_ms BIGINT NOT NULL DEFAULT 0;
+    DROP INDEX cases_by_opened;
+    CREATE INDEX cases_by_rank ON cases (closed, settled, locked DESC, waiting_ms, opened_ms, account, number);
 "];
 
 /// Brings the database to the newest schema.

@@ -71,6 +71,12 @@ fn run(
     };
     let fleets = (&fleet_before, &fleet_after);
     let rows = rows::rows((&before, &after), fleets, reach, &changed, actor, at)?;
+    if !rows.reasons.is_empty() {
+        let last = last_reasons(connection, rows::LAST_REASONS)?;
+        if let Err(refusal) = rows.reasons.iter().try_for_each(|row| row.check(&last)) {
+            return Ok(Err(refusal));
+        }
+    }
     write(connection, account, held.is_none(), &rows, &before)?;
     Ok(Ok(changed))
 }
@@ -106,10 +112,20 @@ fn write(
     for case in &rows.cases {
         connection
             .prepare_cached(
-                "INSERT INTO cases (account, number, opened_ms, closed, locked, body) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
-                 ON CONFLICT DO UPDATE SET closed = ?4, locked = ?5, body = ?6",
+                "INSERT INTO cases (account, number, opened_ms, closed, settled, locked, waiting_ms, body)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)
+                 ON CONFLICT DO UPDATE SET closed = ?4, settled = ?5, locked = ?6, waiting_ms = ?7, body = ?8",
             )?
-            .execute(params![id, signed(case.number), case.opened_ms, case.closed, case.locked, case.body])?;
+            .execute(params![
+                id,
+                signed(case.number),
+                case.opened_ms,
+                case.closed,
+                case.settled,
+                case.locked,
+                case.waiting_ms,
+                case.body
+            ])?;
     }
     if let Some(decision) = &rows.decision {
         connection
@@ -123,10 +139,10 @@ fn write(
                 decision.plan
             ])?;
     }
-    for (number, text) in &rows.reasons {
+    for row in &rows.reasons {
         connection
             .prepare_cached("INSERT INTO reasons (account, number, text) VALUES (?1, ?2, ?3)")?
-            .execute(params![id, signed(*number), text])?;
+            .execute(params![id, signed(row.case.number), row.reason.as_str()])?;
     }
     if let Some(droplets) = &rows.droplets {
         write_owners(connection, id, droplets)?;
@@ -207,6 +223,24 @@ fn id(text: String) -> Result<AccountId, Fault> {
 fn stored_case((locked, body): (bool, String)) -> Result<StoredCase, Fault> {
     let case = read("a case", &body)?;
     Ok(StoredCase { case, locked })
+}
+
+/// The last reasons given, the latest first.
+fn last_reasons(connection: &Connection, rows_max: u64) -> Result<Vec<GivenReason>, Fault> {
+    let sql = "SELECT account, number, text FROM reasons ORDER BY id DESC LIMIT ?1";
+    let found = all(connection, sql, [signed(rows_max)], |row| {
+        Ok((row.get(0)?, row.get(1)?, row.get::<_, String>(2)?))
+    })?;
+    (found.into_iter())
+        .map(|(account, number, text)| {
+            let case = CaseId {
+                account: id(account)?,
+                number: unsigned(number),
+            };
+            let reason = rows::reason(text)?;
+            Ok(GivenReason { case, reason })
+        })
+        .collect()
 }
 
 #[tonic::async_trait]
@@ -297,7 +331,8 @@ impl Ledger for Sqlite {
 
     async fn cases(&self, closed: bool, rows_max: u64) -> Result<Vec<StoredCase>, StoreError> {
         self.read("listing cases", move |connection| {
-            let sql = "SELECT locked, body FROM cases WHERE closed <= ?1 ORDER BY opened_ms DESC, account, number DESC LIMIT ?2";
+            let sql = "SELECT locked, body FROM cases WHERE closed <= ?1
+                 ORDER BY closed, settled, locked DESC, waiting_ms, opened_ms, account, number LIMIT ?2";
             let found = all(connection, sql, params![closed, signed(rows_max)], |row| {
                 Ok((row.get(0)?, row.get(1)?))
             })?;
@@ -353,20 +388,7 @@ impl Ledger for Sqlite {
 
     async fn reasons(&self, rows_max: u64) -> Result<Vec<GivenReason>, StoreError> {
         self.read("reading reasons", move |connection| {
-            let sql = "SELECT account, number, text FROM reasons ORDER BY id DESC LIMIT ?1";
-            let found = all(connection, sql, [signed(rows_max)], |row| {
-                Ok((row.get(0)?, row.get(1)?, row.get::<_, String>(2)?))
-            })?;
-            (found.into_iter())
-                .map(|(account, number, text)| {
-                    let case = CaseId {
-                        account: id(account)?,
-                        number: unsigned(number),
-                    };
-                    let reason = rows::reason(text)?;
-                    Ok(GivenReason { case, reason })
-                })
-                .collect()
+            last_reasons(connection, rows_max)
         })
         .await
     }

@@ -130,6 +130,12 @@ const MIGRATIONS: &[&str] = &["
     CREATE TRIGGER audit_comes_once BEFORE INSERT ON audit
         WHEN EXISTS (SELECT 1 FROM audit WHERE number = NEW.number)
         BEGIN SELECT raise(ABORT, 'the audit log is never changed'); END;
+", "
+    -- The queue's order. Cases from before come first until they change: nobody's wait is hidden.
+    ALTER TABLE cases ADD COLUMN settled INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE cases ADD COLUMN waiting_ms INTEGER NOT NULL DEFAULT 0;
+    DROP INDEX cases_by_opened;
+    CREATE INDEX cases_by_rank ON cases (closed, settled, locked DESC, waiting_ms, opened_ms, account, number);
 "];
 
 /// Brings the database at `path` to the newest schema.
@@ -200,7 +206,7 @@ mod tests {
         let version: i64 = connection
             .pragma_query_value(None, "user_version", |row| row.get(0))
             .unwrap();
-        assert_eq!(version, 4);
+        assert_eq!(version, 5);
     }
 
     #[test]
@@ -214,7 +220,7 @@ mod tests {
                 error,
                 StoreError::Newer {
                     found: 99,
-                    known: 4,
+                    known: 5,
                     ..
                 }
             ),
