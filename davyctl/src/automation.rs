@@ -186,7 +186,7 @@ async fn verify(detector: &Detector, expect: Option<String>, json: bool) -> anyh
     }
     if verified.withheld > 0 {
         text += &format!(
-            "{} of them are opinions on an appeal under review: shown, and checked in full, once both reviews are in.\n",
+            "{} of them are kept from you, because your review of an appeal is wanted: shown, and checked in full, once it is in.\n",
             verified.withheld
         );
     }

@@ -57,10 +57,11 @@ fn customer(case: &v1::CaseSummary, now: u64) -> String {
 }
 
 fn opinions(case: &v1::CaseSummary) -> String {
-    let given = case.opinions;
-    match (case.appealed_at_unix_ms, case.state.as_str()) {
-        (Some(_), _) => format!("appealed, {given} of 2"),
-        (None, "open" | "claimed") if given > 0 => format!("denial, {given} of 2"),
+    match (case.appealed_at_unix_ms, case.state.as_str(), case.opinions) {
+        (Some(_), "open" | "claimed", 0) => "review wanted".to_owned(),
+        (Some(_), _, 1) => "your review is in".to_owned(),
+        (Some(_), _, given) => format!("{given} reviews"),
+        (None, "open" | "claimed", given) if given > 0 => format!("denial, {given} of 2"),
         _ => "-".to_owned(),
     }
 }
@@ -265,6 +266,7 @@ pub fn case(answer: &v1::GetCaseResponse, width: Option<u16>) -> String {
     section("Actions", actions(answer, now, width));
     section("Opinions", given(answer, now, width));
     section("Messages", messages(answer, now, width));
+    section("Letters", letters(answer, now, width));
     let ticket = answer
         .ticket
         .as_deref()
@@ -479,12 +481,29 @@ fn given(answer: &v1::GetCaseResponse, now: u64, width: Option<u16>) -> String {
         text += &paragraphs(&by, width);
         text += &paragraphs(&format!("\"{}\"", held.reason), width);
     }
-    if answer.opinions_withheld > 0 {
-        let note = format!(
-            "{} not shown to you: each reviewer of an appeal judges alone",
-            answer.opinions_withheld
+    if answer.review_wanted {
+        let note = "Each reviewer of an appeal judges alone: what another one may have found and done is shown once yours is in.";
+        text += &paragraphs(note, width);
+    }
+    text
+}
+
+fn letters(answer: &v1::GetCaseResponse, now: u64, width: Option<u16>) -> String {
+    let mut text = String::new();
+    for held in &answer.letters {
+        let to = match held.to.as_str() {
+            "on_call" => "on-call",
+            other => other,
+        };
+        let head = format!(
+            "to {}, by {}, {}: {}",
+            clean(to),
+            clean(&held.by),
+            ago(Some(held.written_at_unix_ms), now),
+            clean(&held.state)
         );
-        text += &paragraphs(&note, width);
+        text += &paragraphs(&head, width);
+        text += &paragraphs(&held.text, width);
     }
     text
 }

@@ -22,7 +22,7 @@ fn waiting() -> v1::CaseSummary {
         first_answer_due_unix_ms: Some(before(600)),
         paged: true,
         appealed_at_unix_ms: Some(before(1_500)),
-        opinions: 1,
+        opinions: 0,
         ..v1::CaseSummary::default()
     }
 }
@@ -144,7 +144,15 @@ fn shown() -> v1::GetCaseResponse {
             from: "customer (ticket)".into(),
             text: "We render a film.\nPlease turn it on again\u{1b}[2J!".into(),
         }],
-        opinions_withheld: 1,
+        letters: vec![v1::LetterShown {
+            number: 1,
+            to: "on_call".into(),
+            by: "davy".into(),
+            written_at_unix_ms: before(600),
+            state: "refused".into(),
+            text: "The customer of case acct-4711/2 has waited for a person.".into(),
+        }],
+        review_wanted: true,
         ticket: Some("The CPU of these droplets is capped: 3164444.".into()),
         step_back_due_unix_ms: Some(NOW + 5_700_000),
         guideline: "docs/review-guideline.md".into(),
@@ -175,10 +183,10 @@ fn the_queue_at_120_columns() {
     golden(
         &text,
         r"
- CASE         STATE                LOCKED  CUSTOMER                             OPINIONS            OPENED
- acct-4711/2  claimed by ann       yes     waits 25 min, answer overdue, paged  appealed, 1 of 2   2 h ago
- acct-9/1     open                 -       waits 60 s, answer due in 14 min     -                 60 s ago
- acct-12/4    decided: legitimate  -       -                                    -                  2 d ago
+ CASE         STATE                LOCKED  CUSTOMER                             OPINIONS         OPENED
+ acct-4711/2  claimed by ann       yes     waits 25 min, answer overdue, paged  review wanted   2 h ago
+ acct-9/1     open                 -       waits 60 s, answer due in 14 min     -              60 s ago
+ acct-12/4    decided: legitimate  -       -                                    -               2 d ago
 
 3 cases: 2 open, 1 locked, 2 waiting customers, 1 overdue
 ",
@@ -192,13 +200,12 @@ fn the_queue_at_80_columns() {
     golden(
         &text,
         r"
- CASE         STATE           LOCKED  CUSTOMER                 OPINIONS
- acct-4711/2  claimed by ann  yes     waits 25 min, answer     appealed, 1 of 2
-                                      overdue, paged
- acct-9/1     open            -       waits 60 s, answer due   -
-                                      in 14 min
- acct-12/4    decided:        -       -                        -
-              legitimate
+ CASE         STATE                LOCKED  CUSTOMER               OPINIONS
+ acct-4711/2  claimed by ann       yes     waits 25 min, answer   review wanted
+                                           overdue, paged
+ acct-9/1     open                 -       waits 60 s, answer     -
+                                           due in 14 min
+ acct-12/4    decided: legitimate  -       -                      -
 
 3 cases: 2 open, 1 locked, 2 waiting customers, 1 overdue
 ",
@@ -260,12 +267,16 @@ Actions
  throttle  davy (decision 7)  2 h ago  in 22 h  done   3164444
 
 Opinions
-  1 not shown to you: each reviewer of an appeal judges alone
+  Each reviewer of an appeal judges alone: what another one may have found and done is shown once yours is in.
 
 Messages
   customer (ticket), 25 min ago:
   We render a film.
   Please turn it on again�[2J!
+
+Letters
+  to on-call, by davy, 10 min ago: refused
+  The customer of case acct-4711/2 has waited for a person.
 
 The customer's ticket
   The CPU of these droplets is capped: 3164444.
@@ -336,12 +347,17 @@ Actions
  throttle  davy (decision 7)  2 h ago  in 22 h  done   3164444
 
 Opinions
-  1 not shown to you: each reviewer of an appeal judges alone
+  Each reviewer of an appeal judges alone: what another one may have found and
+  done is shown once yours is in.
 
 Messages
   customer (ticket), 25 min ago:
   We render a film.
   Please turn it on again�[2J!
+
+Letters
+  to on-call, by davy, 10 min ago: refused
+  The customer of case acct-4711/2 has waited for a person.
 
 The customer's ticket
   The CPU of these droplets is capped: 3164444.

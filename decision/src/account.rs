@@ -313,6 +313,39 @@ impl Facts {
         )
     }
 
+    /// What a clock that is ahead says is as of `now`, when it came: otherwise it would hide what another one says after it.
+    #[must_use]
+    pub fn as_of_at_most(mut self, now: Time) -> Self {
+        fn clamp<T>(known: &mut Option<Known<T>>, now: Time) {
+            if let Some(known) = known {
+                known.as_of = known.as_of.min(now);
+            }
+        }
+        let Self {
+            created_at,
+            first_payment_at,
+            first_droplet_at,
+            payments,
+            run_rate,
+            credit,
+            high_cpu_allowed,
+            vouched,
+            links,
+            droplets,
+        } = &mut self;
+        clamp(created_at, now);
+        clamp(first_payment_at, now);
+        clamp(first_droplet_at, now);
+        clamp(payments, now);
+        clamp(run_rate, now);
+        clamp(credit, now);
+        clamp(high_cpu_allowed, now);
+        clamp(vouched, now);
+        clamp(links, now);
+        clamp(droplets, now);
+        self
+    }
+
     /// Every time in them that must not lie ahead, by name.
     fn times(&self) -> Vec<(&'static str, Time)> {
         let Self {

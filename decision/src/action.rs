@@ -147,6 +147,9 @@ pub struct Action {
     pub statement: String,
     /// How far it is.
     pub state: State,
+    /// Whether somebody was paged because it takes too long.
+    #[serde(default)]
+    pub paged: bool,
 }
 
 /// To whom a letter goes.
@@ -177,6 +180,9 @@ pub struct Letter {
     pub written_at: Time,
     /// How far it is.
     pub state: State,
+    /// Whether somebody was paged because it takes too long.
+    #[serde(default)]
+    pub paged: bool,
 }
 
 /// Something in the outbox.
@@ -406,6 +412,7 @@ mod tests {
             ends_at: None,
             statement: String::new(),
             state: State::Planned,
+            paged: false,
         }
     }
 

@@ -10,7 +10,7 @@
 //! - The customer's clock runs from when they speak, or are locked, until a person answers.
 //! - A denial takes two different people and a reason that each wrote for this case ([`crate::text`]).
 //! - An appealed lock gets two independent reviews, by people who have not denied it; neither reviewer sees the other's before both
-//!   are in ([`Case::seen_by`]). If they differ, the account is unlocked: so the first that says so unlocks at once.
+//!   are in ([`Case::seen_by`]), nor what came of it. If they differ, the account is unlocked: so the first that says so unlocks at once.
 //!
 //! A person is an identity: two tokens of one person are one person.
 
@@ -275,6 +275,29 @@ impl Case {
         matches!(self.state, State::Open | State::Claimed { .. })
     }
 
+    /// When it was decided, if it is and is not closed.
+    #[must_use]
+    pub const fn decided_at(&self) -> Option<Time> {
+        match self.state {
+            State::Decided { at, .. } => Some(at),
+            State::Open | State::Claimed { .. } | State::Closed { .. } => None,
+        }
+    }
+
+    /// Denials given in it, each person's last: what those who gave them may not review.
+    #[must_use]
+    pub fn deniers(&self) -> Vec<Opinion> {
+        let mut denials: Vec<Opinion> = Vec::new();
+        let all = self.opinions.iter().rev().chain(self.past.iter().rev());
+        for opinion in all.filter(|held| held.finding == Finding::Deny) {
+            if !denials.iter().any(|held| held.by == opinion.by) {
+                denials.push(opinion.clone());
+            }
+        }
+        denials.reverse();
+        denials
+    }
+
     /// Whether it is closed for good.
     #[must_use]
     pub const fn is_closed(&self) -> bool {
@@ -322,6 +345,8 @@ impl Case {
                 self.state = State::Claimed { by: by.clone(), at };
                 Ok(())
             }
+            // The second review is one's own to give: nothing is to be claimed, and nothing told.
+            State::Decided { .. } if self.wants_review_of(by) => Ok(()),
             State::Decided { .. } | State::Closed { .. } => {
                 Err(self.wrong("there is nothing left to claim"))
             }
@@ -364,6 +389,10 @@ impl Case {
                     self.appeal(message.at);
                 }
                 self.take_up_again();
+                // Who proposed a denial had not read this. Reviews of an appeal stay: the second reviewer reads it.
+                if self.is_open() && self.appealed_at.is_none() {
+                    self.past.append(&mut self.opinions);
+                }
             }
             Speaker::Person { .. } => self.answered(),
             Speaker::Automation => {}
@@ -410,12 +439,13 @@ impl Case {
     /// A person unlocks a case that is not appealed: there one word is enough. On an appealed one it is a review: see [`Case::opine`].
     ///
     /// # Errors
-    /// If it is appealed, there is nothing left to decide, or another person has it.
+    /// If it is appealed, or there is nothing left to decide.
     pub fn unlock(&mut self, by: &Person, ruling: Ruling, at: Time) -> Result<(), CaseError> {
         if self.appealed_at.is_some() {
             return Err(self.wrong("it is appealed; give a reason with the unlock: it is a review"));
         }
-        self.claim(by, false, at)?;
+        // Nobody's claim keeps a customer locked.
+        self.claim(by, true, at)?;
         self.answered();
         self.state = State::Decided { ruling, at };
         Ok(())
@@ -436,7 +466,7 @@ impl Case {
     /// second review is wanted all the same.
     ///
     /// # Errors
-    /// If there is nothing left to decide, the person has given an opinion before, or the reason is not their own.
+    /// If there is nothing left to decide, the person has given an opinion before, or the reason of a denial is not their own.
     pub fn opine<'a>(
         &mut self,
         opinion: Opinion,
@@ -446,10 +476,13 @@ impl Case {
             return Err(self.wrong("there is nothing left to decide"));
         }
         self.may_opine(&opinion)?;
-        let held = self.past.iter().chain(&self.opinions);
-        let in_case = held.map(|held| ("another opinion on this case", &held.reason));
-        opinion.reason.is_own(in_case)?;
-        opinion.reason.is_own(earlier)?;
+        // Nothing keeps an unlock back, a copied reason neither.
+        if opinion.finding == Finding::Deny {
+            let held = self.past.iter().chain(&self.opinions);
+            let in_case = held.map(|held| ("another reason", &held.reason));
+            opinion.reason.is_own(in_case)?;
+            opinion.reason.is_own(earlier)?;
+        }
         let (at, was_open) = (opinion.at, self.is_open());
         self.opinions.push(opinion);
         let Some(ruling) = self.ruling().filter(|_| was_open) else {
@@ -509,12 +542,34 @@ impl Case {
         }
     }
 
-    /// The case as `person` may see it: while an appeal is reviewed, without the other reviewer's opinion.
+    /// Whether `person` is to review the appeal still, and so sees nothing of what another reviewer found.
+    #[must_use]
+    pub fn wants_review_of(&self, person: &Person) -> bool {
+        self.appealed_at.is_some()
+            && (self.is_open() || self.wants_review())
+            && !self.opinions.iter().any(|held| held.by == *person)
+    }
+
+    /// Since when there is something in it that `person` may not see.
+    #[must_use]
+    pub fn hidden_since(&self, person: &Person) -> Option<Time> {
+        let hidden = self
+            .opinions
+            .iter()
+            .filter(|_| self.wants_review_of(person));
+        hidden.map(|held| held.at).min()
+    }
+
+    /// The case as `person` may see it: while they are to review an appeal, without the other reviewer's opinion, and open, whatever
+    /// that one led to.
     #[must_use]
     pub fn seen_by(&self, person: &Person) -> Self {
         let mut seen = self.clone();
         if self.appealed_at.is_some() && (self.is_open() || self.wants_review()) {
             seen.opinions.retain(|held| held.by == *person);
+        }
+        if self.wants_review() && self.wants_review_of(person) {
+            seen.state = State::Open;
         }
         seen
     }

@@ -5,7 +5,9 @@
 //! 1. nothing that reaches the customer with a safety in force;
 //! 2. unknown or stale facts are a safety;
 //! 3. nothing that reaches the customer on CPU load, or on a single class of evidence;
-//! 4. nothing that reaches the customer before an unlock's hold has ended.
+//! 4. nothing that reaches the customer before an unlock's hold has ended;
+//!
+//! and nothing beyond what people have decided about the account.
 //!
 //! A plan does nothing: each of its steps is released on its own, where everything is looked at again.
 
@@ -122,7 +124,7 @@ pub fn decide(policies: &Policies, input: &Input) -> Plan {
         if !answer.permitted {
             continue;
         }
-        match refusal(answer.step, &evidence, &in_force) {
+        match refusal(answer.step, &evidence, &in_force, input.ruling) {
             Some(why) => overruled.push(format!(
                 "{}: permitted by {}, refused: {why}",
                 answer.step,
@@ -219,10 +221,18 @@ fn doubt_errors(asked: &[Asked], policies: &Policies, input: &Input, safeties: &
     }
 }
 
-/// Why a step that policies permit is not taken, by invariants 1 to 4.
-fn refusal(step: Step, evidence: &Summary, in_force: &[Safety]) -> Option<String> {
+/// Why a step that policies permit is not taken: by invariants 1 to 4, and because people have decided that less is enough.
+fn refusal(
+    step: Step,
+    evidence: &Summary,
+    in_force: &[Safety],
+    ruling: Option<Step>,
+) -> Option<String> {
     if !step.is_customer_facing() {
         return None;
+    }
+    if let Some(ruling) = ruling.filter(|ruling| *ruling < step) {
+        return Some(format!("people decided on no more than to {ruling}"));
     }
     if !in_force.is_empty() {
         let names: Vec<_> = in_force.iter().map(|safety| safety.name()).collect();
@@ -244,7 +254,7 @@ fn refusal(step: Step, evidence: &Summary, in_force: &[Safety]) -> Option<String
 }
 
 fn situation<'a>(input: &'a Input, evidence: &Summary, safeties: &[Looked]) -> Situation<'a> {
-    let burst = burst_of(input);
+    let burst = burst_of(input, evidence);
     Situation {
         account: &input.account,
         level: evidence.level,
@@ -273,17 +283,18 @@ struct BurstMining {
     mining: Span,
 }
 
-fn burst_of(input: &Input) -> BurstMining {
+fn burst_of(input: &Input, evidence: &Summary) -> BurstMining {
     let within = input.settings.burst_within_ms;
     let burst =
         (input.facts.droplets.as_ref()).and_then(|known| greatest_burst(&known.value, within));
     let Some(Burst { droplets, since: _ }) = burst else {
         return BurstMining::default();
     };
+    // Those that mine now; what one did before it stopped is not held against it.
     let mut mining: Vec<Span> = (droplets.iter())
+        .filter(|id| evidence.targets.contains(id))
         .filter_map(|id| input.episode.droplets.get(id))
         .map(|droplet| droplet.mining.total_ms)
-        .filter(|span| *span > Span::ZERO)
         .collect();
     mining.sort_unstable_by(|a, b| b.cmp(a));
     let all = u64::try_from(droplets.len()).unwrap_or(u64::MAX);
@@ -335,15 +346,13 @@ fn reasons(
         .take(3)
     {
         if let Some(reason) = droplet.last.reasons.first() {
-            reasons.push(format!(
-                "droplet {} on {}: {reason}",
-                droplet.last.droplet, droplet.last.host
-            ));
+            // The customer reads this: which host it is on is the provider's.
+            reasons.push(format!("droplet {}: {reason}", droplet.last.droplet));
         }
     }
     if situation.burst_droplets > 1 {
         reasons.push(format!(
-            "{} droplets were created within {}, of which {} per cent mine",
+            "{} droplets were created within {}, of which {} per cent mine now",
             situation.burst_droplets,
             input.settings.burst_within_ms,
             situation.burst_mining_percent

@@ -393,6 +393,7 @@ fn a_permit_on_load_alone_or_on_one_class_is_overruled_in_code() {
         // There is no droplet to act on.
         assert_eq!(force(&plan), [Safety::BlastRadius]);
     }
+    // Not even in a record that says so itself.
     let mut one = input(&policies, Level::Mining, 20, 1);
     for droplet in one.episode.droplets.values_mut() {
         droplet.last.classes.register_randomness = false;
@@ -407,7 +408,62 @@ fn under_other_policies_than_the_inputs_nothing_reaches_the_customer() {
     let policies = shipped();
     let mut other = input(&policies, Level::Mining, 20, 1);
     other.policy = "0".repeat(64);
-    assert_eq!(force(&decide(&policies, &other)), [Safety::UnknownStanding]);
+    let plan = decide(&policies, &other);
+    assert_eq!(force(&plan), [Safety::UnknownStanding]);
+    assert_eq!(plan.step, Step::OpenCase);
+    assert!(!plan.overruled.is_empty());
+}
+
+/// A policy set that lost its forbids permits; code does not.
+#[test]
+fn every_safety_is_looked_at_again_in_code() {
+    type Change = fn(&mut Input);
+    let policies = shipped().alone("mining:throttle-the-new").unwrap();
+    let changes: [(Safety, Change); 8] = [
+        (Safety::HighCpuAllowed, |i| {
+            i.facts.high_cpu_allowed = known(true, i.at);
+        }),
+        (Safety::UnlockHold, |i| {
+            i.holds.push(crate::safety::Hold {
+                since: i.at,
+                until: i.at.after(Span::days(1)),
+                by: "ann".to_owned(),
+            });
+        }),
+        (Safety::LongStanding, |i| {
+            // The policy asks for 90 days at most, too: the settings are stricter here.
+            i.settings.long_standing_ms = Span::hours(1);
+        }),
+        (Safety::GoodStanding, |i| {
+            i.facts.vouched = known(Some(crate::account::Vouch::Contract), i.at);
+        }),
+        (Safety::UnknownStanding, |i| i.facts.run_rate = None),
+        (Safety::OpenConversation, |i| {
+            i.conversation = Some(crate::safety::Conversation { since: i.at });
+        }),
+        (Safety::BlastRadius, |i| i.fleet.droplets = 0),
+        (Safety::KillSwitch, |i| {
+            i.fleet.stop = Some(crate::fleet::Stop {
+                since: i.at,
+                by: "ann".to_owned(),
+                why: "a drill".to_owned(),
+            });
+        }),
+    ];
+    let free = input(&policies, Level::Mining, 20, 1);
+    assert_eq!(decide(&policies, &free).step, Step::Throttle);
+    for (safety, change) in changes {
+        let mut held = free.clone();
+        change(&mut held);
+        let plan = decide(&policies, &held);
+        assert_eq!(force(&plan), [safety]);
+        assert!(plan.step < Step::Notify, "{safety}: {}", plan.step);
+        assert!(
+            plan.overruled.iter().all(|why| why.contains(safety.name())),
+            "{safety}"
+        );
+        assert_eq!(plan.overruled.len(), 2, "{safety}: notify and throttle");
+    }
 }
 
 #[test]
@@ -432,4 +488,31 @@ fn what_a_person_ruled_goes_as_far_as_it_says() {
     assert_eq!(decide(&policies, &again).step, Step::PowerDown);
     again.ruling = Some(Step::Lock);
     assert_eq!(decide(&policies, &again).step, Step::Lock);
+}
+
+#[test]
+fn automation_does_not_go_beyond_what_people_decided() {
+    let policies = shipped();
+    let mut burst = input(&policies, Level::Mining, 40, 6);
+    burst.facts.payments = known(
+        Payments {
+            last_invoice: Some(crate::account::Invoice {
+                amount: Cents(5_000),
+                due: burst.at.before(Span::days(1)),
+                state: crate::account::InvoiceState::Failed,
+            }),
+            ..Payments::default()
+        },
+        burst.at,
+    );
+    burst.throttled = true;
+    assert_eq!(decide(&policies, &burst).step, Step::PowerDown);
+    burst.ruling = Some(Step::Throttle);
+    let plan = decide(&policies, &burst);
+    assert_eq!(plan.step, Step::Throttle);
+    assert!(
+        plan.overruled[0].contains("no more than to throttle"),
+        "{:?}",
+        plan.overruled
+    );
 }

@@ -7,7 +7,8 @@
 //! | file | what |
 //! |---|---|
 //! | this | facts, evidence, and carrying a decision into the record |
-//! | `outbox` | actions and letters: released, withheld, learnt of, undone |
+//! | `outbox` | actions and letters: what is to be done, learnt of, undone |
+//! | `release` | the last look before one leaves |
 //! | `turn` | what time alone brings, and when to look next |
 //! | `people` | what the customer and the provider's people do |
 //! | `ruling` | what people decide |
@@ -16,6 +17,7 @@
 mod event;
 mod outbox;
 mod people;
+mod release;
 mod ruling;
 mod turn;
 
@@ -48,16 +50,14 @@ const HOLDS_MAX: usize = 100;
 /// The clock may go back by this much without a word: two machines' clocks are never the same.
 const CLOCK_BACK_MAX: Span = Span::minutes(5);
 
-/// What a decision rests on, in short: a further one that rests on the same and asks for nothing new is not made.
+/// What a decision rests on, in short: a further one that rests on the same and asks for nothing new is not made, under other policies
+/// neither (replicas that take up a change one after the other would take turns).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Gist {
     /// The evidence's level.
     pub level: davy_evidence::Level,
     /// Safeties in force.
     pub in_force: Vec<Safety>,
-    /// The policies.
-    pub policy: String,
 }
 
 /// The record of one account.
@@ -148,7 +148,7 @@ impl Dossier {
     pub fn inform(&mut self, newer: Facts, at: Time) -> Result<Vec<Event>, Refusal> {
         newer.check(at)?;
         (self.fetch_failed, self.fetched_at) = (None, Some(at));
-        let changed = self.facts.update(newer);
+        let changed = self.facts.update(newer.as_of_at_most(at));
         Ok(changed.then_some(Event::FactsChanged).into_iter().collect())
     }
 
@@ -202,7 +202,8 @@ impl Dossier {
         })
     }
 
-    /// What a decision rests on now; none without an episode.
+    /// What a decision rests on now; none without an episode. A notice that the account got already is no reason against what follows
+    /// it, so the budget is as it was without.
     #[must_use]
     pub fn input(
         &self,
@@ -223,7 +224,7 @@ impl Dossier {
             allowed: self.allowed.clone(),
             holds: self.holds.clone(),
             conversation: self.conversation.clone(),
-            fleet: fleet.clone(),
+            fleet: fleet.without_notice(&self.account),
             throttled: self.in_effect(Step::Throttle).is_some(),
             ruling: self.ruling,
             taken,
@@ -242,6 +243,7 @@ impl Dossier {
         at: Time,
     ) -> Vec<Looked> {
         let doubt = self.clock_doubt(at);
+        let fleet = &fleet.without_notice(&self.account);
         safety::look(&Ground {
             at,
             settings,
@@ -264,7 +266,9 @@ impl Dossier {
             let counts = if automated {
                 !matches!(action.state, State::Withheld { .. })
             } else {
-                action.is_under_way() || self.in_effect(action.key.step).is_some()
+                // What was said about an earlier episode says nothing about this one.
+                action.key.step != Step::Notify
+                    && (action.is_under_way() || self.in_effect(action.key.step).is_some())
             };
             !action.key.undo && counts
         };
@@ -322,8 +326,16 @@ impl Dossier {
                         },
                         planned_at: at,
                         ends_at,
-                        statement: statement::of_plan(plan, step, &case, ends_at, settings),
+                        statement: statement::of_plan(
+                            plan,
+                            step,
+                            &case,
+                            ends_at,
+                            self.ruling.is_some(),
+                            settings,
+                        ),
                         state: State::Planned,
+                        paged: false,
                     };
                     events.extend(self.put(action));
                 }
@@ -332,13 +344,19 @@ impl Dossier {
         events
     }
 
-    /// Opens a case for the present episode; one that people still work on takes it in.
+    /// Opens a case for the present episode; one that people still work on, or whose second review is wanted, takes it in (until that
+    /// review is in, nothing automated leaves). Who denied the account, and whose word still stands, is known to the new one: they do
+    /// not review it.
     fn open_case(&mut self, at: Time) -> Vec<Event> {
         let mut events = Vec::new();
+        let mut deniers = Vec::new();
         if let Some(case) = &mut self.case {
-            if case.is_open() {
+            if case.is_open() || case.wants_review() {
                 case.episode = self.episodes;
                 return events;
+            }
+            if self.ruling.is_some() {
+                deniers = case.deniers();
             }
             if let case::State::Decided { ruling, .. } = case.state {
                 case.state = case::State::Closed { ruling, at };
@@ -353,9 +371,39 @@ impl Dossier {
             account: self.account.clone(),
             number: self.cases,
         };
-        self.case = Some(Case::open(id.clone(), self.episodes, at));
+        let mut case = Case::open(id.clone(), self.episodes, at);
+        case.past = deniers;
+        self.case = Some(case);
         events.push(Event::CaseOpened { case: id });
         events
+    }
+
+    /// The record as `person` may see it: while they are to review an appeal, without what another reviewer found, and without what
+    /// came of that.
+    #[must_use]
+    pub fn seen_by(&self, person: &case::Person) -> Self {
+        let mut seen = self.clone();
+        let hidden = self
+            .case
+            .as_ref()
+            .and_then(|case| case.hidden_since(person));
+        for case in seen.case.iter_mut().chain(&mut seen.former) {
+            *case = case.seen_by(person);
+        }
+        let Some(hidden) = hidden else {
+            return seen;
+        };
+        seen.holds.retain(|hold| hold.since < hidden);
+        seen.allowed.take_if(|allowed| allowed.since >= hidden);
+        seen.letters.retain(|letter| letter.written_at < hidden);
+        seen.actions.retain(|action| match action.state {
+            State::Withheld { at, .. } => at < hidden,
+            _ => action.planned_at < hidden,
+        });
+        if let Some(since) = self.case.as_ref().and_then(|case| case.appealed_at) {
+            seen.conversation.get_or_insert(Conversation { since });
+        }
+        seen
     }
 
     /// The cases that a change may have changed.
@@ -369,7 +417,6 @@ impl Gist {
         Self {
             level: plan.evidence.level,
             in_force: crate::decide::in_force(&plan.safeties),
-            policy: plan.policy.clone(),
         }
     }
 }
@@ -377,3 +424,11 @@ impl Gist {
 #[cfg(test)]
 #[path = "dossier_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "dossier_rulings_tests.rs"]
+mod rulings_tests;
+
+#[cfg(test)]
+#[path = "dossier_release_tests.rs"]
+mod release_tests;

@@ -15,15 +15,15 @@ use crate::{
 
 const T0: Time = Time::from_unix_ms(1_559_148_180_000);
 
-fn minute(n: u64) -> Time {
+pub(super) fn minute(n: u64) -> Time {
     T0.after(Span::minutes(n))
 }
 
-fn known<T>(value: T, at: Time) -> Option<Known<T>> {
+pub(super) fn known<T>(value: T, at: Time) -> Option<Known<T>> {
     Some(Known { value, as_of: at })
 }
 
-fn facts(at: Time) -> Facts {
+pub(super) fn facts(at: Time) -> Facts {
     let since = T0.before(Span::days(1));
     Facts {
         created_at: known(since, at),
@@ -48,7 +48,7 @@ fn facts(at: Time) -> Facts {
     }
 }
 
-fn mining(from: u64, to: u64) -> Sighting {
+pub(super) fn mining(from: u64, to: u64) -> Sighting {
     Sighting {
         droplet: "d1".try_into().unwrap(),
         host: "h1".to_owned(),
@@ -67,15 +67,15 @@ fn mining(from: u64, to: u64) -> Sighting {
 }
 
 /// A dossier, the fleet and what is needed beside.
-struct World {
-    dossier: Dossier,
-    fleet: Fleet,
-    settings: Settings,
-    policies: Policies,
+pub(super) struct World {
+    pub(super) dossier: Dossier,
+    pub(super) fleet: Fleet,
+    pub(super) settings: Settings,
+    pub(super) policies: Policies,
 }
 
 impl World {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let mut dossier = Dossier::new("acct-1".try_into().unwrap());
         dossier.inform(facts(T0), T0).unwrap();
         Self {
@@ -90,21 +90,33 @@ impl World {
     }
 
     /// A new, unpaid account that mined for twenty minutes, with the decision carried into its record.
-    fn throttling() -> Self {
+    pub(super) fn planned() -> Self {
         let mut world = Self::new();
         world.dossier.observe(mining(0, 20), &world.settings);
         world.decide(20);
         world
     }
 
-    fn decide(&mut self, at: u64) -> Vec<Event> {
+    /// The same, after it was told.
+    pub(super) fn throttling() -> Self {
+        let mut world = Self::planned();
+        let notice = world.key(Step::Notify, false);
+        assert_eq!(
+            world.release(&notice, 20),
+            State::Released { at: minute(20) }
+        );
+        world.learn(&notice, Outcome::Done, 20);
+        world
+    }
+
+    pub(super) fn decide(&mut self, at: u64) -> Vec<Event> {
         let (policy, at) = (self.policies.digest().to_owned(), minute(at));
         let input = self.dossier.input(&self.fleet, &policy, &self.settings, at);
         let plan = decide(&self.policies, &input.unwrap());
         self.dossier.apply(&plan, &self.settings, at)
     }
 
-    fn key(&self, step: Step, undo: bool) -> Key {
+    pub(super) fn key(&self, step: Step, undo: bool) -> Key {
         Key {
             account: self.dossier.account.clone(),
             episode: 1,
@@ -114,37 +126,54 @@ impl World {
         }
     }
 
-    fn release(&mut self, key: &Key, at: u64) -> State {
+    pub(super) fn release(&mut self, key: &Key, at: u64) -> State {
         self.release_with(key, Some(Ok(facts(minute(at)))), at)
     }
 
-    fn release_with(&mut self, key: &Key, fresh: Option<Result<Facts, String>>, at: u64) -> State {
+    pub(super) fn release_with(
+        &mut self,
+        key: &Key,
+        fresh: Option<Result<Facts, String>>,
+        at: u64,
+    ) -> State {
         let parcel = Parcel::Action(key.clone());
         self.dossier
-            .release(&parcel, fresh, &mut self.fleet, &self.settings, minute(at))
+            .release(
+                &parcel,
+                fresh,
+                (&mut self.fleet, &self.policies),
+                &self.settings,
+                minute(at),
+            )
             .unwrap();
         self.state(key)
     }
 
-    fn learn(&mut self, key: &Key, outcome: Outcome, at: u64) -> Vec<Event> {
+    pub(super) fn learn(&mut self, key: &Key, outcome: Outcome, at: u64) -> Vec<Event> {
         let parcel = Parcel::Action(key.clone());
         let released_at = self.state(key).released_at().unwrap_or_default();
         self.dossier
-            .learn(&parcel, released_at, outcome, &self.settings, minute(at))
+            .learn(
+                &parcel,
+                released_at,
+                outcome,
+                (&self.fleet, &self.settings),
+                minute(at),
+            )
             .unwrap()
     }
 
-    fn unlock(&mut self, legitimate: bool, at: u64) -> Vec<Event> {
+    pub(super) fn unlock(&mut self, legitimate: bool, at: u64) -> Vec<Event> {
         self.dossier
             .unlock(&ann(), legitimate, None, [], &self.settings, minute(at))
             .unwrap()
     }
 
-    fn tick(&mut self, at: u64) -> Vec<Event> {
+    pub(super) fn tick(&mut self, at: u64) -> Vec<Event> {
         self.dossier.tick(&self.settings, minute(at))
     }
 
-    fn state(&self, key: &Key) -> State {
+    pub(super) fn state(&self, key: &Key) -> State {
         let found = self
             .dossier
             .actions
@@ -153,7 +182,7 @@ impl World {
         found.unwrap().state.clone()
     }
 
-    fn throttled() -> (Self, Key) {
+    pub(super) fn throttled() -> (Self, Key) {
         let mut world = Self::throttling();
         let key = world.key(Step::Throttle, false);
         assert_eq!(world.release(&key, 21), State::Released { at: minute(21) });
@@ -162,7 +191,7 @@ impl World {
     }
 }
 
-fn ann() -> Person {
+pub(super) fn ann() -> Person {
     Person("ann".to_owned())
 }
 
@@ -243,7 +272,7 @@ fn what_speaks_for_the_customer_between_plan_and_release_withholds() {
             State::Withheld { why, .. } => assert!(why.contains(word), "{word}: {why}"),
             state => panic!("{word}: {state:?}"),
         }
-        assert!(world.fleet.spent.is_empty());
+        assert!(!world.fleet.holds(&world.dossier.account));
     }
 }
 
@@ -253,7 +282,7 @@ fn facts_that_cannot_be_fetched_or_are_a_minute_old_withhold() {
     for fresh in [Some(Err("refused".to_owned())), Some(stale()), None] {
         let mut world = World::throttling();
         let key = world.key(Step::Throttle, false);
-        let state = world.release_with(&key, fresh, 21);
+        let state = world.release_with(&key, fresh, 22);
         assert!(
             matches!(&state, State::Withheld { why, .. } if why.contains("unknown_standing")),
             "{state:?}"
@@ -280,11 +309,13 @@ fn an_unlock_undoes_sets_the_hold_and_the_flag_at_once() {
     assert!(events.contains(&Event::HighCpuAllowed { by: ann() }));
     assert!(world.dossier.allowed.is_some() && world.dossier.holds.len() == 1);
     assert_eq!(world.state(&Key { undo: true, ..key }), State::Planned);
-    // The notice was never released, and now it is not.
-    assert!(matches!(
-        world.state(&world.key(Step::Notify, false)),
-        State::Withheld { .. }
-    ));
+    // What was not released yet, is not any more.
+    let mut early = World::planned();
+    early.unlock(true, 21);
+    for step in [Step::Notify, Step::Throttle] {
+        let state = early.state(&early.key(step, false));
+        assert!(matches!(state, State::Withheld { .. }), "{step}: {state:?}");
+    }
     let unsure = {
         let (mut world, _) = World::throttled();
         world.unlock(false, 30);
@@ -474,10 +505,21 @@ fn what_was_refused_to_be_undone_is_asked_for_again_by_a_person_at_any_time() {
         why: "out of order".to_owned(),
     };
     world.learn(&undo, refused, 30);
+    let said = |world: &World| {
+        world
+            .dossier
+            .clone()
+            .action(&undo)
+            .unwrap()
+            .statement
+            .clone()
+    };
+    let before = said(&world);
     let World {
         dossier, settings, ..
     } = &mut world;
     dossier.take_back(&ann(), settings, minute(31)).unwrap();
+    assert_eq!(said(&world), before, "one key names one content");
     assert!(world.dossier.allowed.is_some(), "the unlock stands");
     assert_eq!(world.state(&undo), State::Planned);
 }

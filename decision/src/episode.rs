@@ -132,8 +132,12 @@ impl Episode {
         episode
     }
 
-    /// Adds a window. One that ends before the droplet's last is too late and changes nothing.
-    pub fn add(&mut self, sighting: Sighting) {
+    /// Adds a window. One that ends before the droplet's last is too late and changes nothing. A `mining` that does not rest on two
+    /// classes of evidence counts as `suspect`, whoever said it.
+    pub fn add(&mut self, mut sighting: Sighting) {
+        if sighting.level == Level::Mining && sighting.classes.count() < 2 {
+            sighting.level = Level::Suspect;
+        }
         let (from, to, level) = (sighting.from, sighting.to, sighting.level);
         let id = sighting.droplet.clone();
         if self.droplets.get(&id).is_some_and(|held| held.last.to > to) || from > to {
@@ -280,6 +284,26 @@ mod tests {
         let mut episode = Episode::begin(1, one("a", true));
         episode.add(one("b", false));
         assert_eq!(episode.summary(minute(1), &settings()).classes.count(), 1);
+    }
+
+    #[test]
+    fn a_verdict_on_one_class_is_suspicion_beside_another_droplets_two() {
+        let one_class = Sighting {
+            classes: Classes {
+                register_randomness: true,
+                ..Classes::default()
+            },
+            ..window("a", 0, 9, Level::Mining)
+        };
+        let mut episode = Episode::begin(1, one_class);
+        episode.add(window("b", 9, 10, Level::Mining));
+        let summary = episode.summary(minute(10), &settings());
+        assert_eq!(
+            (summary.level, summary.mining),
+            (Level::Mining, Span::minutes(1))
+        );
+        assert_eq!(summary.suspect, Span::minutes(10));
+        assert_eq!(summary.targets, ["b".try_into().unwrap()]);
     }
 
     #[test]

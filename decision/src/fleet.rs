@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     account::AccountId,
+    policy::Step,
     settings::Settings,
     time::{Span, Time},
 };
@@ -31,6 +32,9 @@ pub struct Spent {
     pub at: Time,
     /// On whom.
     pub account: AccountId,
+    /// Which step.
+    #[serde(default)]
+    pub step: Step,
     /// Droplets that it acts on.
     pub droplets: u64,
     /// Whether it still holds: it was not undone, and did not end.
@@ -117,16 +121,29 @@ impl Fleet {
         )
     }
 
-    /// Counts an action that is released at `at`, and forgets what counts no more.
-    pub fn spend(&mut self, at: Time, account: &AccountId, droplets: u64) {
-        self.spent
-            .retain(|spent| spent.holds || at - spent.at < RATE_SPAN);
+    /// Counts an action that is released at `at`, and forgets what counts no more. A step that is released again, because it never
+    /// arrived, counts once. A notice acts on no droplet and holds nothing; what follows it on the same account takes its place.
+    pub fn spend(&mut self, at: Time, account: &AccountId, step: Step, droplets: u64) {
+        *self = self.without_notice(account);
+        self.spent.retain(|spent| {
+            let again = spent.account == *account && spent.step == step;
+            !again && (spent.holds || at - spent.at < RATE_SPAN)
+        });
         self.spent.push(Spent {
             at,
             account: account.clone(),
+            step,
             droplets,
-            holds: true,
+            holds: step != Step::Notify,
         });
+    }
+
+    /// As it was without the account's own notice.
+    #[must_use]
+    pub fn without_notice(&self, account: &AccountId) -> Self {
+        let mut fleet = self.clone();
+        (fleet.spent).retain(|spent| spent.step != Step::Notify || spent.account != *account);
+        fleet
     }
 
     /// Whether any of the account's actions still counts against the budget.
@@ -182,7 +199,7 @@ mod tests {
         let mut fleet = fleet(100_000);
         for n in 0..2 {
             assert!(!fleet.blast_radius(T0, &settings, 1).0);
-            fleet.spend(T0, &account(n), 1);
+            fleet.spend(T0, &account(n), Step::Throttle, 1);
         }
         assert!(
             fleet
@@ -197,10 +214,40 @@ mod tests {
     }
 
     #[test]
+    fn a_notice_counts_and_what_follows_it_takes_its_place() {
+        let settings = Settings {
+            budget_per_hour: 2,
+            ..Settings::default()
+        };
+        let mut fleet = fleet(100_000);
+        fleet.spend(T0, &account(1), Step::Notify, 0);
+        assert_eq!(
+            (fleet.within_hour(T0), fleet.holds(&account(1))),
+            (1, false)
+        );
+        fleet.spend(T0, &account(2), Step::Notify, 0);
+        assert!(fleet.blast_radius(T0, &settings, 1).0);
+        // The account that was told may be throttled; a third one may not.
+        let own = fleet.without_notice(&account(2));
+        assert!(!own.blast_radius(T0, &settings, 1).0);
+        assert!(
+            fleet
+                .without_notice(&account(3))
+                .blast_radius(T0, &settings, 1)
+                .0
+        );
+        for _ in 0..2 {
+            // Once more, because it never arrived.
+            fleet.spend(T0, &account(2), Step::Throttle, 3);
+        }
+        assert_eq!((fleet.within_hour(T0), fleet.holds(&account(2))), (2, true));
+    }
+
+    #[test]
     fn the_share_of_the_fleet_counts_what_still_holds() {
         let settings = Settings::default();
         let mut fleet = fleet(1_000);
-        fleet.spend(T0, &account(1), 10);
+        fleet.spend(T0, &account(1), Step::Throttle, 10);
         let later = T0.after(Span::days(1));
         assert!(fleet.blast_radius(later, &settings, 1).0);
         fleet.release(&account(1));

@@ -64,6 +64,23 @@ impl Safety {
     }
 }
 
+impl Safety {
+    /// That it came into force, as a customer reads it.
+    #[must_use]
+    pub const fn in_words(self) -> &'static str {
+        match self {
+            Self::HighCpuAllowed => "your account was allowed to use much CPU",
+            Self::UnlockHold => "a person released your account",
+            Self::LongStanding => "it was found that you have been with us for long",
+            Self::GoodStanding => "it was found that your account is in good standing",
+            Self::UnknownStanding => "it was found that not enough is known about your account",
+            Self::OpenConversation => "you wrote to us, and a person is to read that first",
+            Self::BlastRadius => "too much was done automatically",
+            Self::KillSwitch => "everything that is done automatically was stopped",
+        }
+    }
+}
+
 impl fmt::Display for Safety {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.name())

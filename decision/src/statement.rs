@@ -34,13 +34,14 @@ fn answer(case: &CaseId, settings: &Settings) -> String {
     )
 }
 
-/// The statement of reasons of an automated action.
+/// The statement of reasons of an automated action; `ruled`: people have decided abuse before, and that stands.
 #[must_use]
 pub fn of_plan(
     plan: &Plan,
     step: Step,
     case: &CaseId,
     ends_at: Option<Time>,
+    ruled: bool,
     settings: &Settings,
 ) -> String {
     let targets: Vec<_> = plan.targets.iter().map(DropletId::as_str).collect();
@@ -56,9 +57,14 @@ pub fn of_plan(
     let end = ends_at.map_or_else(String::new, |end| {
         format!(" It ends by itself on {end}, unless a person extends it.")
     });
+    let who = if ruled {
+        "This was done automatically, as people decided about your account before"
+    } else {
+        "This was done automatically; no person has looked at it yet"
+    };
     format!(
         "{}: {}.{end}\n\nWhat was seen: {}. This is about how the droplets compute, not about how much CPU they use.\n\nWhich rule \
-         applied: {rules}. This was done automatically; no person has looked at it yet.\n\n{}",
+         applied: {rules}. {who}.\n\n{}",
         done(step),
         targets.join(", "),
         plan.reasons.join("; "),
@@ -98,6 +104,15 @@ pub fn of_undo(step: Step, why: &str, case: &CaseId) -> String {
     )
 }
 
+/// A person's answer. Whatever it says, it names the case, and the way back.
+#[must_use]
+pub fn of_answer(text: &str, case: &CaseId) -> String {
+    format!(
+        "{}\n\nThis is about case {case}. You can answer this message at any time; a person reads it.",
+        text.trim_end()
+    )
+}
+
 /// For on-call: the customer waits too long.
 #[must_use]
 pub fn page_waiting(case: &CaseId, since: Time, locked: bool) -> String {
@@ -111,10 +126,138 @@ pub fn page_waiting(case: &CaseId, since: Time, locked: bool) -> String {
     )
 }
 
+/// For on-call: the customer does not get a letter.
+#[must_use]
+pub fn page_letter(number: u64, why: &str, case: &CaseId) -> String {
+    format!(
+        "Letter {number} does not reach the customer of case {case}: {why}. Reach them another way, then `davyctl cases show {case}`"
+    )
+}
+
 /// For on-call: something was not undone.
 #[must_use]
 pub fn page_undo(key: &str, why: &str, case: &CaseId) -> String {
     format!(
         "What Davy did is not undone ({key}): {why}. Undo it by hand, then `davyctl cases show {case}`"
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        episode::Summary,
+        policy::Asked,
+        time::{Span, Time},
+    };
+
+    const END: Time = Time::from_unix_ms(1_559_148_180_000);
+
+    fn case() -> CaseId {
+        let account = "acct-1".try_into().unwrap();
+        CaseId { account, number: 3 }
+    }
+
+    fn plan() -> Plan {
+        Plan {
+            step: Step::Throttle,
+            steps: vec![Step::Throttle],
+            targets: vec!["d-1".try_into().unwrap()],
+            reasons: vec!["mining for 10 min in this episode".to_owned()],
+            safeties: Vec::new(),
+            asked: vec![Asked {
+                step: Step::Throttle,
+                permitted: true,
+                policies: vec!["mining:throttle-the-new".to_owned()],
+                errors: Vec::new(),
+            }],
+            overruled: Vec::new(),
+            evidence: Summary::default(),
+            policy: String::new(),
+        }
+    }
+
+    fn says(text: &str, all: &[&str]) {
+        for words in all {
+            assert!(text.contains(words), "{words:?} is not in {text:?}");
+        }
+        // Nothing is final without a way back, and every text says how to answer.
+        says_how_to_answer(text);
+    }
+
+    fn says_how_to_answer(text: &str) {
+        assert!(text.contains("answer this message") || text.contains("answering this message"));
+        assert!(text.contains("acct-1/3") && text.contains("a person"));
+    }
+
+    #[test]
+    fn an_automated_step_says_what_was_seen_by_which_rule_that_it_was_automated_and_its_end() {
+        let settings = Settings::default();
+        let text = of_plan(
+            &plan(),
+            Step::Throttle,
+            &case(),
+            Some(END),
+            false,
+            &settings,
+        );
+        says(
+            &text,
+            &[
+                "d-1",
+                "mining for 10 min",
+                "mining:throttle-the-new",
+                "automatically; no person has looked at it yet",
+                "It ends by itself on 2019-05-29T16:43:00Z",
+                "nothing on them is lost",
+                "nothing more is done automatically until a person has decided",
+            ],
+        );
+        let ruled = of_plan(&plan(), Step::Lock, &case(), None, true, &settings);
+        says(&ruled, &["as people decided about your account before"]);
+        assert!(!ruled.contains("no person has looked"));
+    }
+
+    #[test]
+    fn what_people_decided_says_so_with_both_reasons_and_the_appeal() {
+        let reasons = ["the first one", "and the second"];
+        for step in [Step::Throttle, Step::PowerDown, Step::Lock] {
+            let text = of_people(step, &reasons, &case(), &Settings::default());
+            says(&text, &reasons);
+            says(
+                &text,
+                &[
+                    "decided by people, not automatically",
+                    "You can appeal",
+                    "two people who have not decided on it before",
+                ],
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_taken_back_says_why_and_a_persons_answer_the_way_back() {
+        for step in [Step::Notify, Step::Throttle, Step::PowerDown, Step::Lock] {
+            says(
+                &of_undo(step, "it was meant to end by now", &case()),
+                &["meant to end"],
+            );
+        }
+        says(
+            &of_answer("We are done here.", &case()),
+            &["We are done here."],
+        );
+    }
+
+    #[test]
+    fn pages_name_the_case_and_what_to_type() {
+        let since = END.before(Span::minutes(20));
+        for page in [
+            page_waiting(&case(), since, true),
+            page_undo("acct-1/1/lock/1/undo", "out of order", &case()),
+            page_letter(4, "no such ticket", &case()),
+        ] {
+            assert!(page.contains("`davyctl cases show acct-1/3`"), "{page}");
+        }
+    }
 }

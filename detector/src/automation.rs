@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use davy_decision::{
     account::AccountId,
     audit::{Actor, Entry},
-    case::{CaseId, Person},
+    case::Person,
     dossier::Event,
     fleet::Stop,
     time::Time,
@@ -23,7 +23,10 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use crate::case::{failed, json, service::account_id};
+use crate::case::{
+    failed, json,
+    service::{account_id, reader},
+};
 use crate::desk::Desk;
 use crate::people::Gate;
 use crate::store::ledger::Decision;
@@ -99,28 +102,35 @@ impl AutomationService {
         Ok(changed.load(Ordering::Relaxed))
     }
 
-    /// Cases of which an opinion is kept back from `reader`, and since when.
-    async fn under_review(&self, reader: &Person) -> Result<HashMap<CaseId, Time>, Status> {
+    /// Accounts of which a review is kept back from `reader`, and since when.
+    async fn under_review(&self, reader: &Person) -> Result<HashMap<AccountId, Time>, Status> {
         let cases = self.desk.ledger.cases(false, CASES_MAX).await;
         let cases = cases.map_err(|error| failed(&error))?;
         let hidden = cases.into_iter().filter_map(|held| {
-            let seen = held.case.seen_by(reader);
-            let since = held.case.appealed_at?;
-            (seen.opinions.len() < held.case.opinions.len()).then_some((held.case.id, since))
+            let since = held.case.hidden_since(reader)?;
+            Some((held.case.id.account, since))
         });
         Ok(hidden.collect())
     }
 }
 
-/// Whether an entry says what another reviewer found.
-fn is_withheld(entry: &Entry, reader: &Person, under_review: &HashMap<CaseId, Time>) -> bool {
-    match serde_json::from_value(entry.note.event.clone()) {
-        Ok(Event::OpinionGiven { case, by, .. }) => {
-            let since = under_review.get(&case);
-            by != *reader && since.is_some_and(|since| entry.note.at >= *since)
-        }
-        _ => false,
+/// Whether an entry says what another reviewer found, or what came of it.
+fn is_withheld(entry: &Entry, under_review: &HashMap<AccountId, Time>) -> bool {
+    let account = entry.note.account.as_ref();
+    let since = account.and_then(|account| under_review.get(account));
+    if since.is_none_or(|since| entry.note.at < *since) {
+        return false;
     }
+    // What the provider, the customer and time bring tells nothing of it.
+    !matches!(
+        serde_json::from_value(entry.note.event.clone()),
+        Ok(Event::FactsChanged
+            | Event::FactsFailed { .. }
+            | Event::EpisodeBegan { .. }
+            | Event::EpisodeEnded { .. }
+            | Event::CustomerSpoke { .. }
+            | Event::Paged { .. })
+    )
 }
 
 fn account_of(text: Option<String>) -> Result<Option<AccountId>, Status> {
@@ -177,7 +187,7 @@ impl Automation for AutomationService {
         let caller = self.gate.caller(request.metadata())?;
         let v1::ReadAuditRequest { account, mut after } = request.into_inner();
         let account = account_of(account)?;
-        let reader = caller.person().unwrap_or(Person(String::new()));
+        let reader = reader(&caller);
         let (service, (out, answers)) = (self.clone(), mpsc::channel(QUEUE));
         tokio::spawn(async move {
             loop {
@@ -263,7 +273,7 @@ impl AutomationService {
         // After the entries: an opinion that came in between is known to be under review.
         let under_review = self.under_review(reader).await?;
         let shown = entries.into_iter().map(|entry| {
-            let withheld = is_withheld(&entry, reader, &under_review);
+            let withheld = is_withheld(&entry, &under_review);
             Ok(v1::AuditEntry {
                 number: entry.number,
                 note_json: (!withheld).then(|| json(&entry.note)).transpose()?,

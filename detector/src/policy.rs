@@ -153,24 +153,28 @@ impl Held {
         now.1.clone()
     }
 
-    /// Looks whether they were changed, and takes the change if all of it holds. Says whether it did.
+    /// Looks whether they were changed, and gives the change if all of it holds. What is in force stays until it is [taken](Self::take).
     ///
     /// # Errors
-    /// [`PolicyDirError`]: what was in force stays.
-    pub fn reload(&self) -> Result<bool, PolicyDirError> {
+    /// [`PolicyDirError`].
+    pub fn changed(&self) -> Result<Option<(Policies, Files)>, PolicyDirError> {
         let Some(dir) = &self.dir else {
-            return Ok(false);
+            return Ok(None);
         };
         let files = read_files(dir)?;
         if files == self.files() {
-            return Ok(false);
+            return Ok(None);
         }
         let policies = Policies::new(&files).map_err(|source| PolicyDirError::Policy {
             path: dir.clone(),
             source,
         })?;
+        Ok(Some((policies, files)))
+    }
+
+    /// Puts changed policies in force.
+    pub fn take(&self, (policies, files): (Policies, Files)) {
         *self.now.write().unwrap_or_else(PoisonError::into_inner) = (Arc::new(policies), files);
-        Ok(true)
     }
 }
 
@@ -185,17 +189,23 @@ mod tests {
         std::fs::write(&file, DEFAULT).unwrap();
         let held = Held::open(Some(dir.path().to_owned())).unwrap();
         let before = held.now().digest().to_owned();
-        assert!(!held.reload().unwrap());
+        assert!(held.changed().unwrap().is_none());
         std::fs::write(
             &file,
             "permit (principal, action, resource) when { context.load > 90 };",
         )
         .unwrap();
-        let error = held.reload().unwrap_err().to_string();
+        let error = held.changed().unwrap_err().to_string();
         assert!(error.contains("ours.cedar"), "{error}");
         assert_eq!(held.now().digest(), before);
         std::fs::write(&file, format!("{DEFAULT}\n")).unwrap();
-        assert!(held.reload().unwrap());
+        let changed = held.changed().unwrap().unwrap();
+        assert_eq!(
+            held.now().digest(),
+            before,
+            "in force only when it is taken"
+        );
+        held.take(changed);
         assert_ne!(held.now().digest(), before);
     }
 

@@ -30,6 +30,27 @@ pub async fn keep_policies(desk: &Desk, policies: &Held) -> Result<(), StoreErro
     desk.ledger.keep_policies(digest, policies.files()).await
 }
 
+/// Takes changed policies, their text kept first: under what is not kept nothing is decided.
+async fn reload(desk: &Desk, policies: &Held, metrics: &Metrics) {
+    let changed = match policies.changed() {
+        Ok(None) => return,
+        Ok(Some(changed)) => changed,
+        Err(error) => {
+            metrics.policy_reload_failed();
+            tracing::error!(%error, "the changed policies do not hold; those in force stay");
+            return;
+        }
+    };
+    let (digest, files) = (changed.0.digest().to_owned(), changed.1.clone());
+    if let Err(error) = desk.ledger.keep_policies(digest.clone(), files).await {
+        metrics.policy_reload_failed();
+        tracing::error!(%error, "the text of the changed policies could not be kept; those in force stay until it is");
+        return;
+    }
+    policies.take(changed);
+    tracing::info!(digest, "changed policies are in force");
+}
+
 /// Calls `work` every `interval` until the server stops.
 async fn every<F: Future<Output = ()>>(
     interval: Duration,
@@ -55,23 +76,8 @@ pub async fn reload_forever(
     metrics: Arc<Metrics>,
     stopped: watch::Receiver<bool>,
 ) {
-    every(RELOAD_INTERVAL, stopped, || async {
-        match policies.reload() {
-            Ok(false) => {}
-            Ok(true) => {
-                tracing::info!(
-                    digest = policies.now().digest(),
-                    "changed policies are in force"
-                );
-                if let Err(error) = keep_policies(&desk, &policies).await {
-                    tracing::error!(%error, "the text of the policies could not be kept");
-                }
-            }
-            Err(error) => {
-                metrics.policy_reload_failed();
-                tracing::error!(%error, "the changed policies do not hold; those in force stay");
-            }
-        }
+    every(RELOAD_INTERVAL, stopped, || {
+        reload(&desk, &policies, &metrics)
     })
     .await;
 }

@@ -2,9 +2,7 @@
 
 use super::{Dossier, Event, PARCELS_MAX, Refusal, turn::answer_within};
 use crate::{
-    account::Facts,
     action::{Action, By, Key, Letter, Outcome, Parcel, Recipient, State},
-    case::Case,
     decide::in_force,
     fleet::Fleet,
     order::{Order, Verb},
@@ -37,7 +35,7 @@ pub enum Errand {
 }
 
 /// The key of what `key` undoes.
-fn undone_by(key: &Key) -> Key {
+pub(super) fn undone_by(key: &Key) -> Key {
     Key {
         undo: false,
         ..key.clone()
@@ -52,8 +50,8 @@ impl Dossier {
             let with_facts = action.is_automated();
             let ready = match action.key.undo {
                 true => self.is_settled(&undone_by(&action.key)),
-                // An undoing that is under way could lift this one as well.
-                false => !self.is_being_undone(action.key.step),
+                // An undoing that is under way could lift this one as well; and the customer is told first.
+                false => !self.is_being_undone(action.key.step) && !self.is_being_told(action),
             };
             (
                 Parcel::Action(action.key.clone()),
@@ -96,6 +94,21 @@ impl Dossier {
     fn is_settled(&self, key: &Key) -> bool {
         let action = self.actions.iter().find(|action| action.key == *key);
         action.is_none_or(|action| !action.is_under_way())
+    }
+
+    /// The notice of an automated step that is more than one.
+    pub(super) fn notice_of(&self, action: &Action) -> Option<&Action> {
+        let key = Key {
+            step: Step::Notify,
+            ..action.key.clone()
+        };
+        (self.actions.iter()).find(|held| held.key == key)
+    }
+
+    fn is_being_told(&self, action: &Action) -> bool {
+        action.is_automated()
+            && action.key.step > Step::Notify
+            && self.notice_of(action).is_some_and(Action::is_under_way)
     }
 
     fn is_being_undone(&self, step: Step) -> bool {
@@ -152,8 +165,10 @@ impl Dossier {
         let key = action.key.clone();
         match self.actions.iter_mut().find(|held| held.key == key) {
             Some(held) if matches!(held.state, State::Withheld { .. }) => *held = action,
-            // What the control plane refused to undo is tried again when it is asked for again.
-            Some(held) if key.undo && matches!(held.state, State::Refused { .. }) => *held = action,
+            // What the control plane refused to undo is tried again when it is asked for again, as it was: a key names one content.
+            Some(held) if key.undo && matches!(held.state, State::Refused { .. }) => {
+                (held.state, held.planned_at) = (State::Planned, action.planned_at);
+            }
             Some(_) => return None,
             None => self.actions.push(action),
         }
@@ -189,6 +204,7 @@ impl Dossier {
             by,
             written_at: at,
             state: State::Planned,
+            paged: false,
         });
         if self.letters.len() > PARCELS_MAX {
             let settled = |letter: &Letter| !letter.state.is_under_way();
@@ -206,113 +222,11 @@ impl Dossier {
             .ok_or(missing)
     }
 
-    fn letter(&mut self, number: u64) -> Result<&mut Letter, Refusal> {
+    pub(super) fn letter(&mut self, number: u64) -> Result<&mut Letter, Refusal> {
         let missing = self.missing(format!("letter {number}"));
         (self.letters.iter_mut())
             .find(|letter| letter.number == number)
             .ok_or(missing)
-    }
-
-    /// Releases a parcel, or withholds it. Before an automated action leaves, everything that may speak for the customer is looked
-    /// at once more; `fresh`: the facts as fetched just now, or why they could not be.
-    ///
-    /// What undoes, what a person asked for, and letters are released as they are.
-    ///
-    /// # Errors
-    /// If there is no such parcel, or it is not planned.
-    pub fn release(
-        &mut self,
-        parcel: &Parcel,
-        fresh: Option<Result<Facts, String>>,
-        fleet: &mut Fleet,
-        settings: &Settings,
-        at: Time,
-    ) -> Result<Vec<Event>, Refusal> {
-        let key = match parcel {
-            Parcel::Letter { number, .. } => {
-                self.letter(*number)?.state.release(parcel, at)?;
-                let parcel = parcel.clone();
-                return Ok(vec![Event::Released { parcel }]);
-            }
-            Parcel::Action(key) => key,
-        };
-        let action = self.action(key)?.clone();
-        let mut events = Vec::new();
-        if action.is_automated() {
-            match fresh {
-                Some(Ok(facts)) => match self.inform(facts, at) {
-                    Ok(changed) => events.extend(changed),
-                    Err(refusal) => events.extend(self.fetch_failed(refusal.to_string(), at)),
-                },
-                Some(Err(why)) => events.extend(self.fetch_failed(why, at)),
-                None => events.extend(self.fetch_failed("they were not asked for".to_owned(), at)),
-            }
-        }
-        let against = if action.is_automated() {
-            self.speaks_against(&action, fleet, settings, at)
-        } else {
-            self.nothing_to_undo(key)
-        };
-        let state = &mut self.action(key)?.state;
-        if let Some(why) = against {
-            state.withhold(key, at, why.clone())?;
-            let key = key.clone();
-            events.push(Event::ActionWithheld { key, why });
-            return Ok(events);
-        }
-        state.release(key, at)?;
-        if action.is_automated() && key.step != Step::Notify {
-            let targets = u64::try_from(action.targets.len()).unwrap_or(u64::MAX);
-            fleet.spend(at, &self.account, targets);
-        }
-        let parcel = parcel.clone();
-        events.push(Event::Released { parcel });
-        Ok(events)
-    }
-
-    /// What never took effect needs no undoing.
-    fn nothing_to_undo(&self, key: &Key) -> Option<String> {
-        let undone = undone_by(key);
-        let held = (self.actions.iter()).find(|action| key.undo && action.key == undone)?;
-        (!held.may_be_felt())
-            .then(|| format!("there is nothing to undo: it is {}", held.state.name()))
-    }
-
-    /// Why an automated action must not leave now.
-    fn speaks_against(
-        &self,
-        action: &Action,
-        fleet: &Fleet,
-        settings: &Settings,
-        at: Time,
-    ) -> Option<String> {
-        if at - action.planned_at > settings.plan_fresh_ms {
-            return Some(format!("the plan is {} old", at - action.planned_at));
-        }
-        if self.is_undone(&action.key) {
-            return Some("it was undone before it left".to_owned());
-        }
-        if self.by_person(action.key.step).is_some() {
-            return Some("a person has decided the same".to_owned());
-        }
-        let fresh = settings.release_facts_fresh_ms;
-        let looked = self.safeties(fleet, settings, fresh, &action.targets, at);
-        let names: Vec<_> = in_force(&looked)
-            .iter()
-            .map(|safety| safety.name())
-            .collect();
-        if !names.is_empty() {
-            return Some(format!("in force: {}", names.join(", ")));
-        }
-        if !self.case.as_ref().is_some_and(Case::is_open) {
-            return Some("no case is open in which people would see it".to_owned());
-        }
-        let episode = (self.episode.as_ref()).filter(|held| held.number == action.key.episode);
-        let Some(evidence) = episode.map(|episode| episode.summary(at, settings)) else {
-            return Some("the episode has ended".to_owned());
-        };
-        let mines = evidence.level == davy_evidence::Level::Mining && evidence.classes.count() >= 2;
-        (!mines).then(|| format!("the evidence is {} now", evidence.level))
     }
 
     /// What is given to the driver for a parcel that was released; none for any other.
@@ -371,7 +285,7 @@ impl Dossier {
     }
 
     /// Takes what became of a parcel's release of `released_at` ([`Order::released_at`], [`Errand::Query`]). If an automated action was
-    /// done and something speaks for the customer by now, it is undone; if an undoing was refused, somebody is paged.
+    /// done and a safety is in force by now, it is undone; if an undoing or a letter to the customer was refused, somebody is paged.
     ///
     /// A release in doubt is queried only once the control plane would refuse it: before, "never seen" could still come to be done.
     ///
@@ -382,7 +296,7 @@ impl Dossier {
         parcel: &Parcel,
         released_at: Time,
         outcome: Outcome,
-        settings: &Settings,
+        (fleet, settings): (&Fleet, &Settings),
         at: Time,
     ) -> Result<Vec<Event>, Refusal> {
         let state = match parcel {
@@ -407,14 +321,19 @@ impl Dossier {
             parcel: parcel.clone(),
             state: state.clone(),
         }];
-        let Parcel::Action(key) = parcel else {
-            return Ok(events);
+        let key = match parcel {
+            Parcel::Action(key) => key,
+            Parcel::Letter { number, .. } => {
+                if let State::Refused { why, .. } = &state {
+                    events.extend(self.letter_refused(*number, why, at)?);
+                }
+                return Ok(events);
+            }
         };
         match state {
             State::Done { .. } if self.action(key)?.is_automated() => {
-                let spoken = self.speaks_for(settings, at);
-                if let Some(safety) = spoken.first() {
-                    let why = format!("{safety} came into force while it was under way");
+                let action = self.action(key)?.clone();
+                if let Some(why) = self.appeared(&action, fleet, settings, at) {
                     events.extend(self.undo(key, &why, at));
                 }
             }
@@ -425,10 +344,49 @@ impl Dossier {
                 let key = key.clone();
                 events.push(Event::ActionWithheld { key, why });
             }
-            State::Refused { why, .. } if key.undo => events.extend(self.page_undo(key, &why, at)),
+            // Once, however often it is asked for.
+            State::Refused { why, .. } if key.undo && !self.action(key)?.paged => {
+                self.action(key)?.paged = true;
+                events.extend(self.page_undo(key, &why, at));
+            }
             _ => {}
         }
         Ok(events)
+    }
+
+    /// The customer was not answered after all: they wait again. Who is on call is told, and told again later if that is refused.
+    fn letter_refused(
+        &mut self,
+        number: u64,
+        why: &str,
+        at: Time,
+    ) -> Result<Option<Event>, Refusal> {
+        let letter = self.letter(number)?.clone();
+        if letter.to == Recipient::OnCall {
+            return Ok(None);
+        }
+        if let Some(case) = (self.case.as_mut()).filter(|case| case.id == letter.case) {
+            case.wait(at);
+        }
+        let text = statement::page_letter(number, why, &letter.case);
+        Ok(self.write(Recipient::OnCall, text, None, at))
+    }
+
+    /// What speaks against an automated action that was done, and did not when it was released: any safety but the budget, which it
+    /// uses up itself. In the words the customer reads.
+    fn appeared(
+        &self,
+        action: &Action,
+        fleet: &Fleet,
+        settings: &Settings,
+        at: Time,
+    ) -> Option<String> {
+        let fresh = settings.facts_fresh_ms;
+        let looked = self.safeties(fleet, settings, fresh, &action.targets, at);
+        let mut safeties = in_force(&looked).into_iter();
+        safeties
+            .find(|safety| *safety != Safety::BlastRadius)
+            .map(|safety| format!("while it was under way, {}", safety.in_words()))
     }
 
     pub(super) fn page_undo(&mut self, key: &Key, why: &str, at: Time) -> Option<Event> {
@@ -481,6 +439,7 @@ impl Dossier {
             ends_at: None,
             statement: statement::of_undo(key.step, why, &case),
             state: State::Planned,
+            paged: false,
             ..action.clone()
         };
         self.put(undo)
@@ -488,11 +447,16 @@ impl Dossier {
 
     /// Undoes all that is in effect and withholds all that was about to leave.
     pub(super) fn undo_all(&mut self, why: &str, at: Time) -> Vec<Event> {
-        let mut events = Vec::new();
         let keys: Vec<_> = (self.actions.iter())
             .map(|action| action.key.clone())
             .filter(|key| !key.undo)
             .collect();
+        self.undo_each(keys, why, at)
+    }
+
+    /// Undoes what of these is in effect, and withholds what was about to leave.
+    pub(super) fn undo_each(&mut self, keys: Vec<Key>, why: &str, at: Time) -> Vec<Event> {
+        let mut events = Vec::new();
         for key in keys {
             if let Ok(action) = self.action(&key)
                 && action.state.withhold(&key, at, why.to_owned()).is_ok()

@@ -2,10 +2,12 @@
 
 use super::{Dossier, Event, MESSAGE_KEYS_MAX, Refusal};
 use crate::{
-    action::Recipient,
+    action::{By, Recipient},
     case::{Case, Message, Person, Speaker},
+    policy::Step,
     safety::Conversation,
     settings::Settings,
+    statement,
     time::Time,
 };
 
@@ -44,7 +46,10 @@ impl Dossier {
         if next.case.as_ref().is_none_or(Case::is_closed) {
             events.extend(next.open_case(at));
         }
-        let locked = next.is_locked();
+        let (withheld, late_lock) = next.withhold_peoples(at);
+        events.extend(withheld);
+        // A lock that was decided and had not left yet is appealed like one that did.
+        let locked = next.is_locked() || late_lock;
         let channel = channel.to_owned();
         next.case_mut()?.say(
             Message {
@@ -64,6 +69,25 @@ impl Dossier {
         });
         *self = next;
         Ok(events)
+    }
+
+    /// What people decided and has not left yet does not leave once the customer has spoken: people decide again. Says whether a lock or
+    /// power-down was among it.
+    fn withhold_peoples(&mut self, at: Time) -> (Vec<Event>, bool) {
+        const WHY: &str = "the customer wrote before it left";
+        let (mut events, mut locks) = (Vec::new(), false);
+        for action in &mut self.actions {
+            let key = &action.key;
+            if key.undo || !matches!(action.by, By::Person { .. }) {
+                continue;
+            }
+            if action.state.withhold(key, at, WHY.to_owned()).is_ok() {
+                locks |= key.step > Step::Throttle;
+                let (key, why) = (key.clone(), WHY.to_owned());
+                events.push(Event::ActionWithheld { key, why });
+            }
+        }
+        (events, locks)
     }
 
     /// A person takes the case up.
@@ -115,8 +139,8 @@ impl Dossier {
             case: case.id.clone(),
             by: by.clone(),
         }];
-        let by = Some(by.to_string());
-        events.extend(self.write(Recipient::Customer, text.to_owned(), by, at));
+        let (by, text) = (Some(by.to_string()), statement::of_answer(text, &case.id));
+        events.extend(self.write(Recipient::Customer, text, by, at));
         Ok(events)
     }
 

@@ -6,8 +6,8 @@
 use super::{Dossier, Event, HOLDS_MAX, Refusal};
 use crate::{
     account::DropletId,
-    action::{Action, By, Key, Parcel, State},
-    case::{self, Finding, Opinion, Person, Ruling},
+    action::{Action, By, Key, Parcel, Recipient, State},
+    case::{self, Case, Finding, Opinion, Person, Ruling},
     policy::Step,
     safety::{Allowed, Hold},
     settings::Settings,
@@ -22,7 +22,7 @@ impl Dossier {
     /// other a reason is kept if there is one.
     ///
     /// # Errors
-    /// If there is no case to decide, another person has it, or the reason of a review is missing or no reason of its own.
+    /// If there is no case to decide, or the reason of a review is missing.
     pub fn unlock<'a>(
         &mut self,
         by: &Person,
@@ -51,9 +51,19 @@ impl Dossier {
                 if case.opine(opinion, earlier)?.is_some() {
                     case.state = case::State::Decided { ruling, at };
                 } else {
-                    let (case, by) = (case.id.clone(), by.clone());
-                    let finding = Finding::Unlock;
-                    return Ok(vec![Event::OpinionGiven { case, by, finding }]);
+                    // The first review has unlocked it. This one may still find more for the customer.
+                    let (case, finding) = (case.id.clone(), Finding::Unlock);
+                    let who = by.clone();
+                    let mut events = vec![Event::OpinionGiven {
+                        case,
+                        by: who,
+                        finding,
+                    }];
+                    events.push(self.hold(by, settings, at));
+                    if legitimate {
+                        events.extend(self.allow(by, at));
+                    }
+                    return Ok(events);
                 }
             }
             // One word is enough: its reason is kept with the case, and not held against the unlock.
@@ -82,7 +92,7 @@ impl Dossier {
             .collect();
         events.push(self.hold(by, settings, at));
         if ruling == Ruling::Legitimate {
-            events.push(self.allow(by, at));
+            events.extend(self.allow(by, at));
         }
         (self.conversation, self.ruling) = (None, None);
         events.extend(self.undo_all("a person looked at it and released your account", at));
@@ -105,32 +115,26 @@ impl Dossier {
         }
     }
 
-    fn allow(&mut self, by: &Person, at: Time) -> Event {
+    /// Another person's word that stands is theirs to take back, and stays.
+    fn allow(&mut self, by: &Person, at: Time) -> Option<Event> {
+        if self.allowed.is_some() {
+            return None;
+        }
         self.allowed = Some(Allowed {
             since: at,
             by: by.to_string(),
         });
-        Event::HighCpuAllowed { by: by.clone() }
+        Some(Event::HighCpuAllowed { by: by.clone() })
     }
 
     /// A person allows the account all the CPU it likes, with or without a case. What automation did is undone.
     pub fn allow_high_cpu(&mut self, by: &Person, at: Time) -> Vec<Event> {
-        let mut events = vec![self.allow(by, at)];
+        let mut events: Vec<_> = self.allow(by, at).into_iter().collect();
         let keys: Vec<_> = (self.actions.iter())
             .filter(|action| action.is_automated())
             .map(|action| action.key.clone())
             .collect();
-        let why = "a person allowed your account high CPU";
-        for key in keys {
-            if let Ok(action) = self.action(&key)
-                && action.state.withhold(&key, at, why.to_owned()).is_ok()
-            {
-                let why = why.to_owned();
-                events.push(Event::ActionWithheld { key, why });
-            } else {
-                events.extend(self.undo(&key, why, at));
-            }
-        }
+        events.extend(self.undo_each(keys, "a person allowed your account high CPU", at));
         events
     }
 
@@ -148,7 +152,8 @@ impl Dossier {
     /// the milder of their measures; one that differs unlocks.
     ///
     /// # Errors
-    /// If there is nothing to decide, the person has given an opinion, or the reason is not their own.
+    /// If there is nothing to decide, the person has given an opinion, the reason of a denial is not their own, or its measure would act
+    /// on no droplet.
     pub fn opine<'a>(
         &mut self,
         opinion: Opinion,
@@ -156,6 +161,12 @@ impl Dossier {
         settings: &Settings,
     ) -> Result<Vec<Event>, Refusal> {
         let (by, finding, at) = (opinion.by.clone(), opinion.finding, opinion.at);
+        let acts_on_droplets = opinion.measure.is_some_and(|step| step != Step::Lock);
+        if acts_on_droplets && self.suspects().is_empty() {
+            return Err(
+                self.missing("droplet that mined: a throttle or power-down would act on nothing")
+            );
+        }
         let case = self.case_mut()?;
         let ruling = case.opine(opinion, earlier)?;
         let mut events = vec![Event::OpinionGiven {
@@ -194,8 +205,31 @@ impl Dossier {
         };
         let text = statement::of_people(step, &reasons, &id, settings);
         let by = people.join(", ");
-        events.extend(self.act(step, by, text, settings, at));
+        events.extend(self.undo_above(step, at));
+        match self.act(step, by.clone(), text.clone(), settings, at) {
+            Some(event) => events.push(event),
+            // It stands already; that people decided so, and why, the customer is told all the same.
+            None => {
+                let until = at.after(settings.throttle_ms);
+                for action in self.actions.iter_mut().filter(|action| {
+                    (action.key.step, action.key.undo) == (step, false) && action.ends_at.is_some()
+                }) {
+                    action.ends_at = action.ends_at.max(Some(until));
+                }
+                events.extend(self.write(Recipient::Customer, text, Some(by), at));
+            }
+        }
         events
+    }
+
+    /// What is harsher than people decided ends, whoever did it.
+    fn undo_above(&mut self, step: Step, at: Time) -> Vec<Event> {
+        let why = format!("people looked at it, and decided on no more than to {step}");
+        let harsher: Vec<_> = (self.actions.iter())
+            .filter(|action| action.key.step > step && !action.key.undo)
+            .map(|action| action.key.clone())
+            .collect();
+        self.undo_each(harsher, &why, at)
     }
 
     /// An action that people decided, unless the step is in effect already.
@@ -233,10 +267,11 @@ impl Dossier {
             ends_at: (step == Step::Throttle).then(|| at.after(settings.throttle_ms)),
             statement,
             state: State::Planned,
+            paged: false,
         })
     }
 
-    /// Droplets that mined in this episode, or were acted on before.
+    /// Droplets that mined in this episode, or were acted on before, and are the account's as far as is known.
     fn suspects(&self) -> Vec<DropletId> {
         let mined = self.episode.iter().flat_map(|episode| {
             (episode.droplets.iter())
@@ -246,7 +281,11 @@ impl Dossier {
         let acted = (self.actions.iter())
             .filter(|action| action.key.episode == self.episodes)
             .flat_map(|action| action.targets.iter().cloned());
-        let all: std::collections::BTreeSet<_> = mined.chain(acted).collect();
+        let own = |droplet: &DropletId| {
+            let inventory = self.facts.droplets.as_ref();
+            inventory.is_none_or(|known| known.value.contains_key(droplet))
+        };
+        let all: std::collections::BTreeSet<_> = mined.chain(acted).filter(own).collect();
         all.into_iter().collect()
     }
 
@@ -329,9 +368,11 @@ impl Dossier {
         let decided = matches!(case.state, case::State::Decided { .. });
         if !decided {
             let felt = self.actions.iter().any(|action| self.is_felt(action));
-            if !felt {
+            if !felt && self.ruling.is_none() {
                 return Err(self.missing("decision or action to take back"));
             }
+            // Of a case that is closed, or taken up again: what was decided does not go on working by itself.
+            self.ruling = None;
             let mut events = vec![self.hold(by, settings, at)];
             events.extend(self.undo_all("a person took it back", at));
             return Ok(events);
@@ -350,6 +391,7 @@ impl Dossier {
                 return Ok(events);
             }
         }
+        let decided_at = self.case.as_ref().and_then(Case::decided_at);
         let ruling = self.case_mut()?.reopen(by, at)?;
         let mut events = vec![Event::TakenBack {
             case: id,
@@ -357,7 +399,10 @@ impl Dossier {
             by: by.clone(),
         }];
         match ruling {
-            Ruling::Legitimate => self.allowed = None,
+            // A word that was given apart from the unlock stays.
+            Ruling::Legitimate => {
+                self.allowed.take_if(|held| Some(held.since) == decided_at);
+            }
             Ruling::Unsure => {}
             Ruling::Denied => {
                 self.ruling = None;

@@ -2,9 +2,9 @@
 
 use davy_evidence::Level;
 
-use super::{Dossier, Event, Gist};
+use super::{Dossier, Event, Gist, outbox::undone_by};
 use crate::{
-    action::{Action, Key, Recipient, State},
+    action::{Action, Recipient, State},
     decide::{Input, Plan, decide},
     fleet::Fleet,
     policy::{Policies, Step},
@@ -17,8 +17,14 @@ use crate::{
 /// When facts could not be fetched, they are asked for again after this.
 const FETCH_AGAIN: Span = Span::minutes(1);
 
-/// An undoing that the control plane refused is tried again by itself after this; a person may at any time.
+/// An undoing that the control plane refused, or a page, is tried again by itself after this; a person may undo at any time.
 const UNDO_AGAIN: Span = Span::minutes(15);
+
+/// A page that was refused is tried again for so long after it was written.
+const PAGE_AGAIN_FOR: Span = Span::days(1);
+
+/// Somebody is paged when an undoing or a letter to the customer is not done after this.
+const LATE: Span = Span::minutes(10);
 
 /// What a turn brought.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -65,14 +71,23 @@ impl Dossier {
                 key.episode == self.episodes && key.step == step && automated && rests(action)
             })
         };
+        // Nobody is acted on who cannot be told: there is no use in planning it again and again.
+        let untold = (self.actions.iter()).any(|action| {
+            let key = &action.key;
+            (key.episode, key.step, key.undo) == (self.episodes, Step::Notify, false)
+                && matches!(action.state, State::Refused { .. })
+        });
         let mut steps = plan.steps.iter().filter(|step| **step > Step::CloserLook);
-        steps.any(|step| !resting(*step))
+        steps.any(|step| !resting(*step) && (!untold || *step <= Step::Notify))
     }
 
     /// What time alone brings: a release without an answer is in doubt, a throttle ends, an unanswered lock steps back, what speaks
     /// for the customer by now undoes, somebody is paged, an episode ends.
     pub fn tick(&mut self, settings: &Settings, at: Time) -> Vec<Event> {
+        self.set_back(settings, at);
         let mut events = self.doubt_late_ones(settings, at);
+        events.extend(self.try_again(at));
+        events.extend(self.page_late_ones(at));
         events.extend(self.end_throttles(at));
         let overdue = (self.conversation.as_ref())
             .is_some_and(|conversation| at - conversation.since >= settings.step_back_ms);
@@ -114,13 +129,120 @@ impl Dossier {
         events
     }
 
+    /// After a clock was set right again, what was noted by the wrong one lies ahead. What the customer waits for is not to take longer
+    /// for that: it counts from now.
+    fn set_back(&mut self, settings: &Settings, at: Time) {
+        if self.clock_doubt(at).is_none() {
+            return;
+        }
+        if let Some(conversation) = &mut self.conversation {
+            conversation.since = conversation.since.min(at);
+        }
+        if let Some(case) = &mut self.case {
+            case.waiting_since = case.waiting_since.map(|since| since.min(at));
+        }
+        let latest = at.after(settings.throttle_ms);
+        for action in &mut self.actions {
+            action.ends_at = action.ends_at.map(|end| end.min(latest));
+            action.planned_at = action.planned_at.min(at);
+        }
+        for letter in &mut self.letters {
+            letter.written_at = letter.written_at.min(at);
+        }
+        let states = (self.actions.iter_mut().map(|action| &mut action.state))
+            .chain(self.letters.iter_mut().map(|letter| &mut letter.state));
+        for state in states {
+            match state {
+                State::Released { at: released } if *released > at => state.doubt(at),
+                State::Doubtful {
+                    query_at, since, ..
+                } => {
+                    (*query_at, *since) = ((*query_at).min(at), (*since).min(at));
+                }
+                State::Refused { at: then, .. } | State::Withheld { at: then, .. } => {
+                    *then = (*then).min(at);
+                }
+                State::Planned | State::Released { .. } | State::Done { .. } => {}
+            }
+        }
+    }
+
+    /// What lifts something, or pages, and was refused, is asked for again: for as long as the customer feels what is to be lifted, and
+    /// people have not decided on it anew.
+    fn try_again(&mut self, at: Time) -> Vec<Event> {
+        let rested = |state: &State| match state {
+            State::Refused { at: refused, .. } => at - *refused >= UNDO_AGAIN,
+            _ => false,
+        };
+        let ruled = |step: Step| self.ruling.is_some_and(|ruling| ruling >= step);
+        let again: Vec<_> = (self.actions.iter())
+            .filter(|held| held.key.undo && rested(&held.state) && !ruled(held.key.step))
+            .filter(|held| {
+                let undone = |action: &&Action| action.key == undone_by(&held.key);
+                (self.actions.iter())
+                    .find(undone)
+                    .is_some_and(|action| self.is_felt(action))
+            })
+            .map(|held| held.key.clone())
+            .collect();
+        let mut events = Vec::new();
+        for action in (self.actions.iter_mut()).filter(|held| again.contains(&held.key)) {
+            (action.state, action.planned_at) = (State::Planned, at);
+            let key = action.key.clone();
+            events.push(Event::ActionPlanned { key });
+        }
+        for letter in &mut self.letters {
+            let fresh = at - letter.written_at <= PAGE_AGAIN_FOR;
+            if letter.to == Recipient::OnCall && fresh && rested(&letter.state) {
+                letter.state = State::Planned;
+                let (number, to) = (letter.number, letter.to);
+                events.push(Event::LetterWritten { number, to });
+            }
+        }
+        events
+    }
+
+    /// Somebody is told of what the customer waits for in vain: the control plane does not answer, or not to the point.
+    fn page_late_ones(&mut self, at: Time) -> Vec<Event> {
+        let late = |state: &State, paged: bool, since: Time| {
+            !paged && state.is_under_way() && at - since >= LATE
+        };
+        let mut texts = Vec::new();
+        let Some(case) = self.case.as_ref().map(|case| case.id.clone()) else {
+            return Vec::new();
+        };
+        for action in &mut self.actions {
+            if action.key.undo && late(&action.state, action.paged, action.planned_at) {
+                action.paged = true;
+                let why = format!(
+                    "it is {} for {}",
+                    action.state.name(),
+                    at - action.planned_at
+                );
+                texts.push(statement::page_undo(&action.key.to_string(), &why, &case));
+            }
+        }
+        for letter in &mut self.letters {
+            let to_customer = letter.to == Recipient::Customer;
+            if to_customer && late(&letter.state, letter.paged, letter.written_at) {
+                letter.paged = true;
+                let why = format!(
+                    "it is {} for {}",
+                    letter.state.name(),
+                    at - letter.written_at
+                );
+                texts.push(statement::page_letter(letter.number, &why, &letter.case));
+            }
+        }
+        (texts.into_iter())
+            .filter_map(|text| self.write(Recipient::OnCall, text, None, at))
+            .collect()
+    }
+
     /// Whether its undoing was refused a moment ago: on-call was paged, and it is not asked for at every turn.
     fn undo_rests(&self, action: &Action, at: Time) -> bool {
         (self.actions.iter()).any(|held| {
-            let same = Key {
-                undo: false,
-                ..held.key.clone()
-            } == action.key;
+            let same = undone_by(&held.key) == action.key;
             let refused = |state: &State| match state {
                 State::Refused { at: refused, .. } => at - *refused < UNDO_AGAIN,
                 _ => false,
@@ -208,6 +330,20 @@ impl Dossier {
         }
         let states = (self.actions.iter().map(|action| &action.state))
             .chain(self.letters.iter().map(|letter| &letter.state));
+        let late = (self.actions.iter())
+            .filter(|action| action.key.undo && action.is_under_way() && !action.paged)
+            .map(|action| action.planned_at.after(LATE));
+        let late_letters = (self.letters.iter())
+            .filter(|letter| letter.to == Recipient::Customer && !letter.paged)
+            .filter(|letter| letter.state.is_under_way())
+            .map(|letter| letter.written_at.after(LATE));
+        let again = (self.letters.iter())
+            .filter(|letter| letter.to == Recipient::OnCall)
+            .filter(|letter| at - letter.written_at <= PAGE_AGAIN_FOR)
+            .filter_map(|letter| match letter.state {
+                State::Refused { at, .. } => Some(at.after(UNDO_AGAIN)),
+                _ => None,
+            });
         let outbox = states.filter_map(|state| match state {
             State::Released { at } => Some(at.after(answer_within(settings))),
             State::Doubtful { query_at, .. } => Some(*query_at),
@@ -242,6 +378,9 @@ impl Dossier {
             _ => None,
         });
         outbox
+            .chain(late)
+            .chain(late_letters)
+            .chain(again)
             .chain(ends)
             .chain(waits)
             .chain(page)

@@ -1,14 +1,16 @@
 //! From a host's window to what it says of droplets: the deciding half's [`Sighting`]s. Pure.
 //!
-//! Only what matters for a decision is passed on: windows that are not quiet, and the first quiet one after those. Tenants without a
-//! droplet id belong to no account, and are not passed on.
+//! Only what matters for a decision is passed on: windows that are not quiet, and the first quiet one after those, or on a new stream,
+//! where nobody knows what was before. Tenants without a droplet id belong to no account, and are not passed on.
+//!
+//! A verdict is of its window's end. Of the first window at a level, however long, no more than [`FIRST_COUNTS`] counts.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 
 use davy_decision::{
     account::DropletId,
     episode::{Classes, Sighting},
-    time::Time,
+    time::{Span, Time},
 };
 use davy_evidence::Level;
 use davy_proto::v1;
@@ -18,10 +20,13 @@ use crate::evidence::Judged;
 /// Most reasons of a verdict that go along.
 const REASONS_MAX: usize = 8;
 
-/// Droplets of one host that were not quiet in the last window.
+/// So much of the first window at a level counts at most: a verdict that has just come says little of an hour before it.
+const FIRST_COUNTS: Span = Span::minutes(1);
+
+/// Droplets of one host that were not quiet in the last window; none before the first.
 #[derive(Debug, Default)]
 pub struct Stirring {
-    droplets: HashSet<String>,
+    droplets: Option<HashMap<String, Level>>,
 }
 
 impl Stirring {
@@ -33,7 +38,8 @@ impl Stirring {
         end_unix_ns: u64,
         tenants: &[Judged],
     ) -> Vec<Sighting> {
-        let before = std::mem::take(&mut self.droplets);
+        let before = self.droplets.take();
+        let mut now = HashMap::new();
         let (from, to) = (
             Time::from_unix_ns(start_unix_ns),
             Time::from_unix_ns(end_unix_ns),
@@ -43,16 +49,23 @@ impl Stirring {
             let Ok(droplet) = DropletId::try_from(tenant.window.droplet_id.as_str()) else {
                 continue;
             };
+            let was = (before.as_ref()).and_then(|before| before.get(droplet.as_str()));
             if tenant.level > Level::Quiet {
-                self.droplets.insert(droplet.to_string());
-            } else if !before.contains(droplet.as_str()) {
+                now.insert(droplet.to_string(), tenant.level);
+            } else if before.is_some() && was.is_none() {
                 continue;
             }
+            let lasted = was.is_some_and(|was| *was >= tenant.level);
+            let counts_from = if lasted {
+                from
+            } else {
+                from.max(to.before(FIRST_COUNTS))
+            };
             let span_ns = end_unix_ns.saturating_sub(start_unix_ns);
             sightings.push(Sighting {
                 droplet,
                 host: host.to_owned(),
-                from,
+                from: counts_from,
                 to,
                 level: tenant.level,
                 classes: classes(&tenant.window),
@@ -63,6 +76,7 @@ impl Stirring {
                     .collect(),
             });
         }
+        self.droplets = Some(now);
         sightings
     }
 }
@@ -142,6 +156,8 @@ mod tests {
     fn quiet_droplets_are_passed_on_once_after_they_stirred_and_others_never() {
         let mut stirring = Stirring::default();
         let quiet = [judged("a", "1", Level::Quiet)];
+        // Nobody knows here what it was before.
+        assert_eq!(see(&mut stirring, &quiet)[0].level, Level::Quiet);
         assert!(see(&mut stirring, &quiet).is_empty());
         let seen = see(
             &mut stirring,
@@ -154,6 +170,20 @@ mod tests {
         assert_eq!((seen[0].level, seen[0].cpu_percent), (Level::Mining, 150));
         assert_eq!(see(&mut stirring, &quiet)[0].level, Level::Quiet);
         assert!(see(&mut stirring, &quiet).is_empty());
+    }
+
+    #[test]
+    fn of_a_long_first_window_at_a_level_a_minute_counts() {
+        let hour = |stirring: &mut Stirring, hour: u64, level| {
+            let (start, end) = (hour * 3_600 * SECOND_NS, (hour + 1) * 3_600 * SECOND_NS);
+            let seen = stirring.sightings("h1", start, end, &[judged("a", "1", level)]);
+            seen[0].to - seen[0].from
+        };
+        let mut stirring = Stirring::default();
+        assert_eq!(hour(&mut stirring, 0, Level::Suspect), Span::minutes(1));
+        assert_eq!(hour(&mut stirring, 1, Level::Mining), Span::minutes(1));
+        assert_eq!(hour(&mut stirring, 2, Level::Mining), Span::hours(1));
+        assert_eq!(hour(&mut stirring, 3, Level::Suspect), Span::hours(1));
     }
 
     #[test]

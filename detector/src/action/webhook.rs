@@ -177,6 +177,10 @@ impl Webhook {
         };
         match status {
             200..=299 => Attempt::Answered(understood(&text, *asked)),
+            // These say that it was late, or came before, not that it will not be done.
+            408 | 409 | 425 => {
+                Attempt::Answered(Answer::doubtful(format!("HTTP {status}: {}", words(&text))))
+            }
             // A query that is refused says nothing about the order.
             400..=499 if !asked => Attempt::Rejected(format!("HTTP {status}: {}", words(&text))),
             _ => Attempt::Answered(Answer::doubtful(format!("HTTP {status}: {}", words(&text)))),

@@ -22,7 +22,7 @@ use tonic::{Request, Response, Status};
 
 use super::{failed, json, show, status, summary};
 use crate::desk::Desk;
-use crate::people::Gate;
+use crate::people::{Caller, Gate};
 use crate::store::{Store, ledger::StoredCase};
 
 /// Most cases in a list.
@@ -58,6 +58,11 @@ fn named(case: Option<v1::CaseName>) -> Result<(AccountId, Option<u64>), Status>
 
 fn reason(text: String) -> Result<Reason, Status> {
     Reason::try_from(text).map_err(|error| Status::invalid_argument(error.to_string()))
+}
+
+/// As whom somebody reads. What a program reads may reach anybody: it sees nothing that is kept from one of them.
+pub(crate) fn reader(caller: &Caller) -> Person {
+    caller.person().unwrap_or(Person(String::new()))
 }
 
 /// What a denial amounts to.
@@ -178,7 +183,9 @@ impl CasesService {
         may: fn(&davy_decision::case::Case) -> Result<(), Refusal>,
     ) -> Result<Response<v1::ChangeResponse>, Status> {
         let (account, number) = named(case)?;
-        self.is_own(&reason, &self.dossier(&account).await?).await?;
+        if finding == Finding::Deny {
+            self.is_own(&reason, &self.dossier(&account).await?).await?;
+        }
         let change = move |dossier: &mut Dossier, settings: &Settings, at| {
             if let Some(case) = &dossier.case {
                 may(case)?;
@@ -202,7 +209,7 @@ impl Cases for CasesService {
         &self,
         request: Request<v1::ListCasesRequest>,
     ) -> Result<Response<v1::ListCasesResponse>, Status> {
-        self.gate.caller(request.metadata())?;
+        let reader = reader(&self.gate.caller(request.metadata())?);
         let closed = request.into_inner().closed_too;
         let most = u64::try_from(CASES_MAX + 1).unwrap_or(u64::MAX);
         let cases = self.desk.ledger.cases(closed, most).await;
@@ -212,7 +219,11 @@ impl Cases for CasesService {
         let settings = &self.desk.settings;
         Ok(Response::new(v1::ListCasesResponse {
             cases: (cases.iter())
-                .map(|StoredCase { case, locked }| summary(case, *locked, settings))
+                .map(|StoredCase { case, locked }| {
+                    // What a first review lifted, who is to give the second one does not see.
+                    let locked = *locked || case.hidden_since(&reader).is_some();
+                    summary(&case.seen_by(&reader), locked, settings)
+                })
                 .collect(),
             more,
         }))
@@ -234,8 +245,7 @@ impl Cases for CasesService {
         let Some(held) = held.map_err(|error| failed(&error))? else {
             return Err(Status::not_found(format!("there is no case {id}")));
         };
-        // What a program reads may reach anybody: it sees no opinion that is kept from one of them.
-        let reader = caller.person().unwrap_or(Person(String::new()));
+        let reader = reader(&caller);
         let shown = show::Shown {
             desk: &self.desk,
             store: self.store.as_ref(),
@@ -248,10 +258,11 @@ impl Cases for CasesService {
         &self,
         request: Request<v1::GetAccountRequest>,
     ) -> Result<Response<v1::GetAccountResponse>, Status> {
-        self.gate.caller(request.metadata())?;
+        let reader = reader(&self.gate.caller(request.metadata())?);
         let account = account_id(request.into_inner().account)?;
         let dossier = self.dossier(&account).await?;
-        Ok(Response::new(show::account(&self.desk, &dossier).await?))
+        let shown = show::account(&self.desk, &dossier, &reader).await?;
+        Ok(Response::new(shown))
     }
 
     async fn claim(
@@ -312,13 +323,8 @@ impl Cases for CasesService {
             }
         };
         let (account, number) = named(case)?;
+        // Nothing keeps an unlock back, a copied reason neither.
         let given = (!text.is_empty()).then(|| reason(text)).transpose()?;
-        let dossier = self.dossier(&account).await?;
-        // Only a review's reason has to be the person's own: nothing keeps an unlock back otherwise.
-        let appealed = (dossier.case.as_ref()).is_some_and(|case| case.appealed_at.is_some());
-        if let (true, Some(reason)) = (appealed, &given) {
-            self.is_own(reason, &dossier).await?;
-        }
         self.change(account, number, actor, move |dossier, settings, at| {
             dossier.unlock(&person, legitimate, given.clone(), [], settings, at)
         })
@@ -392,7 +398,7 @@ impl Cases for CasesService {
         } = request.into_inner();
         let opinion = (Finding::Deny, Some(measure(&text_measure)?), reason(text)?);
         self.opine(case, caller, opinion, |case| {
-            if case.opinions.is_empty() {
+            if case.opinions.is_empty() || case.appealed_at.is_some() {
                 return Ok(());
             }
             let what = "somebody has given an opinion on it: give the second one instead";

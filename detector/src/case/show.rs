@@ -1,6 +1,6 @@
 //! A case and an account, as reviewers see them: everything that speaks for the customer and against, each with its time.
 //!
-//! While an appeal is reviewed, another reviewer's opinion is nowhere in it, the record as JSON included.
+//! Who is to review an appeal sees nothing of what another reviewer found, nor of what came of it, in the record as JSON neither.
 
 use davy_decision::{
     account::Facts,
@@ -80,7 +80,9 @@ async fn safeties_now(
 pub(super) async fn account(
     desk: &Desk,
     dossier: &Dossier,
+    reader: &Person,
 ) -> Result<v1::GetAccountResponse, Status> {
+    let dossier = &dossier.seen_by(reader);
     let at = desk.now();
     let case = dossier.case.as_ref();
     Ok(v1::GetAccountResponse {
@@ -104,9 +106,11 @@ impl Shown<'_> {
         held: &StoredCase,
     ) -> Result<v1::GetCaseResponse, Status> {
         let (at, settings) = (self.desk.now(), &self.desk.settings);
-        let whole = &held.case;
-        let case = whole.seen_by(self.reader);
-        let decisions = self.decisions(dossier, whole).await?;
+        let dossier = &dossier.seen_by(self.reader);
+        let case = held.case.seen_by(self.reader);
+        let hidden = held.case.hidden_since(self.reader);
+        let mut decisions = self.decisions(dossier, &case).await?;
+        decisions.retain(|decision| hidden.is_none_or(|hidden| decision.input.at < hidden));
         let present = (dossier.episode.as_ref()).filter(|held| held.number == case.episode);
         // Of an episode that has ended, the last decision on it tells.
         let last = decisions.first().map(|decision| &decision.input);
@@ -126,7 +130,7 @@ impl Shown<'_> {
         let is_last = (dossier.case.as_ref()).is_some_and(|last| last.id == case.id);
         let of_episode = |action: &&Action| action.key.episode == case.episode;
         Ok(v1::GetCaseResponse {
-            case: Some(summary(&case, held.locked && is_last, settings)),
+            case: Some(summary(&case, is_last && dossier.is_locked(), settings)),
             at_unix_ms: at.unix_ms(),
             level: evidence.as_ref().map(|evidence| evidence.level.to_string()),
             evidence_ended: present.is_none(),
@@ -153,24 +157,14 @@ impl Shown<'_> {
             opinions: (case.past.iter().map(|held| opinion(held, true)))
                 .chain(case.opinions.iter().map(|held| opinion(held, false)))
                 .collect(),
-            opinions_withheld: u32::try_from(whole.opinions.len() - case.opinions.len())
-                .unwrap_or(u32::MAX),
+            review_wanted: held.case.wants_review_of(self.reader),
             ticket: ticket(dossier, &case),
             step_back_due_unix_ms: (dossier.conversation.as_ref())
                 .filter(|_| is_last && dossier.is_locked())
                 .map(|conversation| conversation.since.after(settings.step_back_ms).unix_ms()),
             guideline: GUIDELINE.to_owned(),
-            dossier_json: json(&self.as_seen(dossier))?,
+            dossier_json: json(dossier)?,
         })
-    }
-
-    /// The record without opinions that are kept from the reader.
-    fn as_seen(&self, dossier: &Dossier) -> Dossier {
-        let mut seen = dossier.clone();
-        for case in seen.case.iter_mut().chain(&mut seen.former) {
-            *case = case.seen_by(self.reader);
-        }
-        seen
     }
 
     /// Decisions on the case's episode, the last first.
@@ -280,6 +274,7 @@ fn action(held: &Action) -> v1::ActionShown {
         ends_at,
         statement,
         state,
+        paged: _,
     } = held;
     let why = match state {
         State::Refused { why, .. } | State::Withheld { why, .. } => Some(why.clone()),
@@ -326,6 +321,7 @@ fn letter(held: &Letter) -> v1::LetterShown {
         by,
         written_at,
         state,
+        paged: _,
     } = held;
     v1::LetterShown {
         number: *number,

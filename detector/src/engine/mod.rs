@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use davy_decision::{
     account::{AccountId, Facts},
-    action::Parcel,
+    action::{Outcome, Parcel},
     audit::Actor,
     dossier::{Errand, Event},
     time::{Span, Time},
@@ -60,6 +60,19 @@ pub struct Engine {
     pub metrics: Arc<Metrics>,
 }
 
+/// An account that is being attended to.
+struct Busy {
+    busy: Arc<Mutex<HashSet<AccountId>>>,
+    account: AccountId,
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
+        busy.remove(&self.account);
+    }
+}
+
 impl Engine {
     /// Runs until `stopped`. An account that is being attended to is finished with first.
     pub async fn run(self: Arc<Self>, stopped: watch::Receiver<bool>) {
@@ -95,13 +108,13 @@ impl Engine {
                 };
                 let (engine, busy) = (Arc::clone(&self), Arc::clone(&busy));
                 tokio::spawn(async move {
-                    if let Err(error) = engine.attend(&account).await {
-                        tracing::error!(%account, %error, "an account could not be attended to; tried again");
+                    // Given back however this ends.
+                    let busy = Busy { busy, account };
+                    if let Err(error) = engine.attend(&busy.account).await {
+                        tracing::error!(account = %busy.account, %error, "an account could not be attended to; tried again");
                         tokio::time::sleep(REST).await;
                     }
-                    let mut busy = busy.lock().unwrap_or_else(PoisonError::into_inner);
-                    busy.remove(&account);
-                    drop(place);
+                    drop((busy, place));
                 });
             }
         }
@@ -177,6 +190,7 @@ impl Engine {
             )
             .await?;
         if let Some(Decision { plan, number, .. }) = &changed.decision {
+            fault::point("decided");
             self.metrics.decided(plan.step);
             tracing::info!(%account, decision = number, step = %plan.step, reasons = plan.reasons.join("; "), "decided");
         }
@@ -192,7 +206,9 @@ impl Engine {
             } => {
                 let answer = self.driver.query(&parcel.to_string()).await;
                 fault::point("asked");
-                self.learn(account, parcel, released_at, answer).await
+                self.learn(account, parcel, released_at, answer).await?;
+                fault::point("told");
+                Ok(())
             }
             Errand::Release { parcel, with_facts } => {
                 let fresh = if with_facts {
@@ -235,7 +251,7 @@ impl Engine {
         parcel: Parcel,
         fresh: Option<Result<Facts, String>>,
     ) -> Result<bool, LedgerError> {
-        let settings = Arc::clone(&self.desk.settings);
+        let (policies, settings) = (self.policies.now(), Arc::clone(&self.desk.settings));
         let reach = if fresh.is_some() {
             Reach::Fleet
         } else {
@@ -248,7 +264,9 @@ impl Engine {
                 reach,
                 Actor::Automation,
                 move |dossier, fleet, at| {
-                    let events = dossier.release(&parcel, fresh.clone(), fleet, &settings, at)?;
+                    let fresh = fresh.clone();
+                    let events =
+                        dossier.release(&parcel, fresh, (fleet, &policies), &settings, at)?;
                     Ok((events, None))
                 },
             )
@@ -281,14 +299,22 @@ impl Engine {
     ) -> Result<(), LedgerError> {
         let Answer { outcome, detail } = answer;
         self.metrics.answered(&outcome);
+        if let Outcome::Refused { why } = &outcome {
+            tracing::error!(%parcel, why, "the control plane refused");
+        }
+        let settings = Arc::clone(&self.desk.settings);
         tracing::info!(%parcel, driver = self.driver.name(), ?outcome, detail, "the control plane answered");
         let learnt = self
             .desk
-            .act(
+            .change(
                 account.clone(),
+                Reach::Account,
                 Actor::Automation,
-                move |dossier, settings, at| {
-                    dossier.learn(&parcel, released_at, outcome.clone(), settings, at)
+                move |dossier, fleet, at| {
+                    let known = (&*fleet, &*settings);
+                    let outcome = outcome.clone();
+                    let events = dossier.learn(&parcel, released_at, outcome, known, at)?;
+                    Ok((events, None))
                 },
             )
             .await;

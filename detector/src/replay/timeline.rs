@@ -109,6 +109,10 @@ pub fn decided(at: Time, account: &AccountId, number: u64, plan: &Plan) -> Entry
     for looked in plan.safeties.iter().filter(|looked| looked.in_force) {
         let _ = write!(text, "\nsafety {}: {}", looked.safety, looked.why);
     }
+    for overruled in &plan.overruled {
+        text.push('\n');
+        text.push_str(overruled);
+    }
     let deciding = plan.deciding();
     if !deciding.is_empty() {
         let _ = write!(text, "\nby {}", deciding.join(", "));
@@ -134,9 +138,9 @@ pub fn ordered(at: Time, order: &Order) -> Entry {
     if !order.droplets.is_empty() {
         let _ = write!(text, " on {}", list(&order.droplets));
     }
-    if let Some(first) = order.text.lines().next() {
+    for line in order.text.lines().filter(|line| !line.is_empty()) {
         text.push('\n');
-        text.push_str(first);
+        text.push_str(line);
     }
     Entry {
         at,

@@ -255,10 +255,10 @@ impl World {
             }
             Errand::Release { parcel, with_facts } => {
                 let fresh = with_facts.then(|| self.provider.facts(account, at));
-                let mut fleet = self.fleet.clone();
-                let released = self
-                    .dossier(account)
-                    .release(&parcel, fresh, &mut fleet, &settings, at);
+                let (mut fleet, policies) = (self.fleet.clone(), self.policies.clone());
+                let known = (&mut fleet, &policies);
+                let released =
+                    (self.dossier(account)).release(&parcel, fresh, known, &settings, at);
                 self.fleet = fleet;
                 // What is an errand can be released.
                 let events = released.unwrap_or_default();
@@ -281,11 +281,11 @@ impl World {
     }
 
     fn learn(&mut self, account: &AccountId, parcel: &Parcel, released_at: Time, outcome: Outcome) {
-        let (at, settings) = (self.at, self.settings.clone());
+        let (at, settings, fleet) = (self.at, self.settings.clone(), self.fleet.clone());
         let done = outcome == Outcome::Done;
-        let learnt = self
-            .dossier(account)
-            .learn(parcel, released_at, outcome, &settings, at);
+        let learnt =
+            self.dossier(account)
+                .learn(parcel, released_at, outcome, (&fleet, &settings), at);
         // That what was asked is done goes without saying; the order stands in the timeline.
         let mut events = learnt.unwrap_or_default();
         if done {

@@ -106,7 +106,7 @@ pub struct ReasonRow {
     pub case: CaseId,
     /// The reason.
     pub reason: Reason,
-    /// Whether it must be no copy of another: it denies, or reviews an appeal.
+    /// Whether it must be no copy of another: it denies.
     pub own: bool,
 }
 
@@ -245,7 +245,7 @@ fn given(before: &Dossier, after: &Dossier) -> Vec<ReasonRow> {
         given.extend(new.map(|opinion| ReasonRow {
             case: case.id.clone(),
             reason: opinion.reason.clone(),
-            own: opinion.finding == Finding::Deny || case.appealed_at.is_some(),
+            own: opinion.finding == Finding::Deny,
         }));
     }
     given
