@@ -5,7 +5,8 @@
 //! | file | what |
 //! |---|---|
 //! | `step` | what can happen |
-//! | `world` | one store, two engines, the provider's side, and what happens between two steps of an engine |
+//! | `world` | one store, two engines, the provider, and what happens between two steps of an engine |
+//! | `between` | what the engines see of it: records, directory, control plane |
 //! | `people` | what people do |
 //! | `judge` | what must always be so |
 //!
@@ -16,6 +17,7 @@
     reason = "a test fails by panicking, its helpers too"
 )]
 
+mod between;
 mod judge;
 #[expect(dead_code, reason = "shared with the tests of scenarios")]
 #[path = "../scenarios/oracle.rs"]
@@ -51,20 +53,22 @@ use world::{WINDOW, World, account};
 const CASES: u32 = 16;
 const STEPS: usize = 45;
 
-/// Accounts as they are at first: a new one, one whose payment failed and whose droplets came in a burst, one a little older.
-async fn begin(world: &World) {
+/// Accounts as they are at first: two new ones, two whose payment failed and whose droplets came in a burst, one as old as said.
+async fn begin(world: &World, age_days: u64) {
     let days = |days: u64| Time::from_unix_ms(world::START - days * 86_400_000).to_string();
     let failed =
         json!({"settled": 0, "last_invoice": {"amount": 2_000, "due": days(1), "state": "failed"}});
-    for (number, created, payments) in [
-        (0, days(5), json!({"settled": 0})),
-        (1, days(3), failed),
-        (2, days(60), json!({"settled": 0})),
+    let none = json!({"settled": 0});
+    for (number, created, payments, droplets) in [
+        (0, 5, &none, 1),
+        (1, 3, &failed, 5),
+        (2, age_days, &none, 2),
+        (3, 2, &none, 2),
+        (4, 1, &failed, 5),
     ] {
         let name = ACCOUNTS[number];
-        world.tell("account", json!({"account": name, "created_at": created, "run_rate": 5_000, "payments": payments}));
-        let count = if number == 1 { 5 } else { 1 };
-        create(world, number, count);
+        world.tell("account", json!({"account": name, "created_at": days(created), "run_rate": 5_000, "payments": payments}));
+        create(world, number, droplets);
     }
     world.check().await;
 }
@@ -82,43 +86,55 @@ fn create(world: &World, number: usize, count: u8) {
     );
 }
 
-/// Sensors say something of some accounts, window after window.
-async fn seen(world: &World, accounts: u8, says: Says, minutes: u64) {
-    let begin = world.now();
-    let mut droplets = Vec::new();
-    for number in (0..ACCOUNTS.len()).filter(|number| accounts & (1 << number) != 0) {
-        let count = world.state().created[number];
-        droplets.extend((0..count).map(|n| format!("{}-{n}", ACCOUNTS[number])));
+/// What sensors say in a window: its level and the number of classes.
+const fn said(says: Says) -> (Level, u64) {
+    match says {
+        Says::Mining => (Level::Mining, 2),
+        Says::OneClass => (Level::Mining, 1),
+        Says::Suspect => (Level::Suspect, 1),
+        Says::Load => (Level::Quiet, 0),
     }
-    let (level, classes) = match says {
-        Says::Mining => ("mining", 2),
-        Says::OneClass => ("mining", 1),
-        Says::Suspect => ("suspect", 1),
-        Says::Load => ("quiet", 0),
-    };
-    let held = json!({"fp_rounding": classes > 0, "register_randomness": classes > 1});
-    world.tell("evidence", json!({"droplets": droplets, "level": level, "classes": held, "for_s": minutes * 60, "window_s": 60}));
+}
+
+const fn classes(count: u64) -> Classes {
+    Classes {
+        fp_rounding: count > 0,
+        register_randomness: count > 1,
+        pmu: false,
+    }
+}
+
+/// Sensors say something of some accounts, window after window: one thing of each other droplet, and another of the rest.
+async fn seen(world: &World, accounts: u8, says: [Says; 2], minutes: u64) {
+    let begin = world.now();
+    let mut droplets: [Vec<String>; 2] = Default::default();
+    for number in (0..ACCOUNTS.len()).filter(|number| accounts & (1 << number) != 0) {
+        for n in 0..world.state().created[number] {
+            let part = usize::from(n % 2 == 1);
+            droplets[part].push(format!("{}-{n}", ACCOUNTS[number]));
+        }
+    }
+    let parts = || droplets.iter().zip(says);
+    for (droplets, says) in parts() {
+        let (level, count) = said(says);
+        world.tell("evidence", json!({"droplets": droplets, "level": level, "classes": classes(count), "for_s": minutes * 60, "window_s": 60}));
+    }
     for window in 0..minutes {
         let from = begin + window * WINDOW;
         world.pass_to(from + WINDOW);
-        let sightings = droplets.iter().map(|droplet| Sighting {
-            droplet: DropletId::try_from(droplet.as_str()).unwrap(),
-            host: "host-1".to_owned(),
-            from: Time::from_unix_ms(from),
-            to: Time::from_unix_ms(from + WINDOW),
-            level: match level {
-                "mining" => Level::Mining,
-                "suspect" => Level::Suspect,
-                _ => Level::Quiet,
-            },
-            classes: Classes {
-                fp_rounding: classes > 0,
-                register_randomness: classes > 1,
-                pmu: false,
-            },
-            cpu_percent: 400,
-            neighbours_wait_percent: None,
-            reasons: vec!["as the machine has it".to_owned()],
+        let sightings = parts().flat_map(|(droplets, says)| {
+            let (level, count) = said(says);
+            droplets.iter().map(move |droplet| Sighting {
+                droplet: DropletId::try_from(droplet.as_str()).unwrap(),
+                host: "host-1".to_owned(),
+                from: Time::from_unix_ms(from),
+                to: Time::from_unix_ms(from + WINDOW),
+                level,
+                classes: classes(count),
+                cpu_percent: 400,
+                neighbours_wait_percent: None,
+                reasons: vec!["as the machine has it".to_owned()],
+            })
         });
         let engine = world.replica(0);
         let attribution = Attribution::new(engine.desk.clone(), Arc::clone(&engine.directory));
@@ -126,6 +142,13 @@ async fn seen(world: &World, accounts: u8, says: Says, minutes: u64) {
         drop((attribution, engine));
         world.attend().await;
     }
+}
+
+fn told(world: &World, account: usize, which: usize) {
+    let now = Time::from_unix_ms(world.now()).to_string();
+    let mut line = step::facts(which, &now);
+    line["account"] = ACCOUNTS[account].into();
+    world.tell("account", line);
 }
 
 async fn wait(world: &World, minutes: u64) {
@@ -141,14 +164,30 @@ async fn play(world: &World, step: &Step) -> Value {
         Step::Seen {
             accounts,
             says,
+            of_the_rest,
             minutes,
-        } => seen(world, *accounts, *says, *minutes).await,
+        } => seen(world, *accounts, [*says, *of_the_rest], *minutes).await,
+        Step::Talks {
+            account: number,
+            who,
+            act,
+        } => {
+            let (account, by) = (account(*number), Person(PEOPLE[*who].to_owned()));
+            world.speak(&account, false).await;
+            for act in [Act::TakeOver, *act] {
+                world.person(&account, &by, act).await;
+            }
+            seen(world, 1 << number, [Says::Mining; 2], 11).await;
+        }
         Step::Wait(minutes) => wait(world, *minutes).await,
-        Step::Told { account, which } => {
-            let now = Time::from_unix_ms(world.now()).to_string();
-            let mut line = step::facts(*which, &now);
-            line["account"] = ACCOUNTS[*account].into();
-            world.tell("account", line);
+        Step::Told { account, which } => told(world, *account, *which),
+        Step::ToldMeanwhile { account, which } => {
+            for said in [false, true] {
+                if said {
+                    told(world, *account, *which);
+                }
+                seen(world, 1 << account, [Says::Mining; 2], 11).await;
+            }
         }
         Step::Created { account, droplets } => create(world, *account, *droplets),
         Step::DirectoryDown(minutes) => {
@@ -170,18 +209,13 @@ async fn play(world: &World, step: &Step) -> Value {
             account: number,
             one,
             other,
-            copied,
+            second,
         } => {
             let (account, who) = (account(*number), |n: usize| Person(PEOPLE[n].to_owned()));
-            let second = if *copied {
-                Act::DenyAgain
-            } else {
-                Act::DenyLock
-            };
             for (by, act) in [
                 (*one, Act::TakeOver),
                 (*one, Act::DenyPowerDown),
-                (*other, second),
+                (*other, *second),
             ] {
                 world.person(&account, &who(by), act).await;
             }
@@ -191,9 +225,11 @@ async fn play(world: &World, step: &Step) -> Value {
         Step::Next {
             order,
             while_facts,
+            when_released,
             while_order,
         } => {
             let mut state = world.state();
+            state.when_released.push_back(*when_released);
             state.while_facts.push_back(*while_facts);
             state.orders.push_back((*order, *while_order));
         }
@@ -223,7 +259,7 @@ fn difference(place: &str, one: &Value, other: &Value) -> Option<String> {
 }
 
 /// One case, on all stores there are.
-async fn case(steps: &[Step], fleet: u64, budget_per_hour: u64) -> Seen {
+async fn case(steps: &[Step], fleet: u64, budget_per_hour: u64, age_days: u64) -> Seen {
     let settings = Settings {
         budget_per_hour,
         ..Settings::default()
@@ -232,7 +268,7 @@ async fn case(steps: &[Step], fleet: u64, budget_per_hour: u64) -> Seen {
     let mut worlds = Vec::new();
     for place in places.into_iter().flatten() {
         let world = World::new(place, settings.clone(), fleet).await;
-        begin(&world).await;
+        begin(&world, age_days).await;
         worlds.push(world);
     }
     for step in steps {
@@ -247,14 +283,40 @@ async fn case(steps: &[Step], fleet: u64, budget_per_hour: u64) -> Seen {
             );
         }
     }
+    let mut decisions = Vec::new();
     for world in &worlds {
-        world.settle().await;
+        decisions.push(world.settle().await);
+    }
+    for all in &decisions[1..] {
+        assert_eq!(*all, decisions[0], "the stores' decisions differ");
     }
     let mut all = Seen::default();
     for world in &worlds {
         all.add(&world.state().book.seen);
     }
     all
+}
+
+/// What a few random orders rarely bring about: a hold, and a long standing, with nothing else that speaks for the customer. Each with
+/// the days since cedar was created.
+fn directed() -> [(Vec<Step>, u64); 2] {
+    let seen = |account: usize, says, minutes| Step::Seen {
+        accounts: 1 << account,
+        says,
+        of_the_rest: says,
+        minutes,
+    };
+    let unlocked = Step::Talks {
+        account: 0,
+        who: 0,
+        act: Act::UnlockUnsure,
+    };
+    let mines = |account| seen(account, Says::Mining, 30);
+    [
+        (vec![mines(0), unlocked, mines(0)], 60),
+        // The second time a case is open already, and nothing is new but the evidence.
+        (vec![mines(2), seen(2, Says::Load, 11), mines(2)], 400),
+    ]
 }
 
 #[test]
@@ -268,7 +330,7 @@ fn the_invariants_hold_whatever_happens_in_whatever_order() {
     let config = Config {
         cases,
         failure_persistence: None,
-        max_shrink_iters: 200,
+        max_shrink_iters: Config::default().max_shrink_iters.min(200),
         ..Config::default()
     };
     let mut runner = TestRunner::new_with_rng(
@@ -278,15 +340,23 @@ fn the_invariants_hold_whatever_happens_in_whatever_order() {
         ),
     );
     let total = Mutex::new(Seen::default());
+    for (steps, age) in directed() {
+        total
+            .lock()
+            .unwrap()
+            .add(&runtime.block_on(case(&steps, 100_000, 20, age)));
+    }
     let given = (
         prop::collection::vec(step(), STEPS / 2..=STEPS),
         prop::sample::select(vec![200_u64, 2_000, 100_000]),
         prop::sample::select(vec![1_u64, 3, 20]),
+        // Long-standing from the first, or after a while.
+        prop::sample::select(vec![60_u64, 88, 400]),
     );
-    let outcome = runner.run(&given, |(steps, fleet, budget)| {
+    let outcome = runner.run(&given, |(steps, fleet, budget, age)| {
         let played = runtime.block_on(async {
             let steps = steps.clone();
-            tokio::spawn(async move { case(&steps, fleet, budget).await }).await
+            tokio::spawn(async move { case(&steps, fleet, budget, age).await }).await
         });
         match played {
             Ok(seen) => {
@@ -302,7 +372,7 @@ fn the_invariants_hold_whatever_happens_in_whatever_order() {
             }
         }
     });
-    let total = *total.lock().unwrap();
+    let total = total.lock().unwrap().clone();
     println!("{cases} cases: {total:?}");
     if let Err(error) = outcome {
         panic!("{error}");
@@ -319,4 +389,11 @@ fn the_invariants_hold_whatever_happens_in_whatever_order() {
         assert!(count >= enough, "too few to say anything: {what}: {count}");
     }
     assert!(total.denials > 0, "nobody was denied");
+    assert!(total.copies > 0, "no copy was refused");
+    assert_eq!(
+        total.alone.len(),
+        8,
+        "each safety alone kept something back: {:?}",
+        total.alone
+    );
 }

@@ -3,7 +3,7 @@
 use davy_decision::{
     account::AccountId,
     audit::Actor,
-    case::{Finding, Opinion, Person},
+    case::{Finding, Opinion, Person, Ruling},
     dossier::{Dossier, Event, Refusal},
     order::Verb,
     policy::Step as Rung,
@@ -12,9 +12,9 @@ use davy_decision::{
     time::Time,
 };
 use davy_detector::store::ledger::LedgerError;
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::judge::Opined;
+use crate::judge::{Book, alike};
 use crate::step::Act;
 use crate::world::World;
 
@@ -26,17 +26,28 @@ const WORDS: [&str; 40] = [
     "morning", "vector", "quota", "mail", "ticket", "city", "invoice", "key",
 ];
 
+/// Words of a reason.
+const WORDS_OF_REASON: u64 = 60;
+
 /// A text of its own, by its number.
 fn text(number: u64) -> String {
     let mut state = number.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x94d0_49bb_1331_11eb;
     let mut words = Vec::new();
-    for _ in 0..14 {
+    for _ in 0..WORDS_OF_REASON {
         state = state
             .wrapping_mul(6_364_136_223_846_793_005)
             .wrapping_add(1_442_695_040_888_963_407);
         let index = usize::try_from((state >> 33) % WORDS.len() as u64).unwrap();
         words.push(WORDS[index]);
     }
+    words.join(" ")
+}
+
+/// A text with one word exchanged, another one each time.
+fn nearly(text: &str, number: u64) -> String {
+    let mut words: Vec<_> = text.split(' ').collect();
+    let at = usize::try_from(number % words.len() as u64).unwrap();
+    words[at] = "otherwise";
     words.join(" ")
 }
 
@@ -72,6 +83,7 @@ fn try_act(
         Act::Renew => dossier.renew(by, settings, at),
         Act::Unthrottle => dossier.unthrottle(by, settings, at),
         Act::DenyAgain
+        | Act::DenyNearly
         | Act::DenyThrottle
         | Act::DenyPowerDown
         | Act::DenyLock
@@ -83,7 +95,7 @@ fn try_act(
                     Act::FindUnlock => Finding::Unlock,
                     _ => Finding::Deny,
                 },
-                measure: measure(act).map(|(rung, _)| rung),
+                measure: measure(act),
                 reason: said.reason.clone(),
             };
             dossier.opine(opinion, earlier(), settings)
@@ -93,11 +105,11 @@ fn try_act(
     }
 }
 
-const fn measure(act: Act) -> Option<(Rung, Verb)> {
+const fn measure(act: Act) -> Option<Rung> {
     match act {
-        Act::DenyThrottle => Some((Rung::Throttle, Verb::Throttle)),
-        Act::DenyPowerDown => Some((Rung::PowerDown, Verb::PowerDown)),
-        Act::DenyLock | Act::DenyAgain => Some((Rung::Lock, Verb::Lock)),
+        Act::DenyThrottle => Some(Rung::Throttle),
+        Act::DenyPowerDown => Some(Rung::PowerDown),
+        Act::DenyLock | Act::DenyAgain | Act::DenyNearly => Some(Rung::Lock),
         _ => None,
     }
 }
@@ -112,13 +124,16 @@ impl World {
         let given = desk.ledger.reasons(1_000).await.unwrap();
         let earlier = given.iter().filter(|given| given.case.to_string() != own);
         let earlier = earlier.map(|given| (given.case.to_string(), given.reason.clone()));
-        let number = {
+        let words = {
             let mut state = self.state();
-            // A copy has the number of the one before.
-            state.book.texts += u64::from(act != Act::DenyAgain);
-            state.book.texts
+            state.book.texts += 1;
+            let (number, last) = (state.book.texts, state.book.given.last());
+            match (act, last) {
+                (Act::DenyAgain, Some(last)) => last.clone(),
+                (Act::DenyNearly, Some(last)) => nearly(last, number),
+                _ => text(number),
+            }
         };
-        let words = text(number);
         let said = Said {
             reason: Reason::try_from(words.clone()).unwrap(),
             earlier: earlier.collect(),
@@ -128,84 +143,93 @@ impl World {
             try_act(dossier, &person, act, &said, settings, at)
         };
         let actor = Actor::Person(by.to_string());
+        let copies = |book: &Book| book.given.iter().any(|given| alike(given, &words));
         match desk.act(account.clone(), actor, change).await {
-            Ok(_) => {}
+            Ok(events) => {
+                let opines = measure(act).is_some() || act == Act::FindUnlock;
+                if opines && copies(&self.state().book) {
+                    let wrong = format!("invariant 5: {by} gave a copy: {words}");
+                    self.state().book.wrong.push(wrong);
+                }
+                self.was_taken(account, act, by, &own, &events);
+                if opines || matches!(act, Act::UnlockLegitimate | Act::UnlockUnsure) {
+                    self.state().book.given.push(words);
+                }
+                true
+            }
             Err(LedgerError::Refused(_)) => {
-                self.state().book.seen.refusals += 1;
-                return false;
+                let mut state = self.state();
+                let copied = u64::from(measure(act).is_some() && copies(&state.book));
+                state.book.seen.copies += copied;
+                state.book.seen.refusals += 1;
+                false
             }
             Err(error) => panic!("{error}"),
         }
-        self.state().book.seen.by_people += 1;
-        let opined = Opined {
-            by: by.to_string(),
-            denies: measure(act).is_some(),
-            measure: measure(act).map(|(_, verb)| verb),
-            text: words,
-        };
-        self.was_taken(account, act, &own, opined).await;
-        true
     }
 
-    /// Tells the oracle of an act that was taken, and of the ruling that came of it.
-    async fn was_taken(&self, account: &AccountId, act: Act, case: &str, opined: Opined) {
+    /// Tells the oracle of an act that was taken. That it unlocked is taken from the answer: then everything that an unlock brings is
+    /// asked for. That it denied is the oracle's to say.
+    fn was_taken(&self, account: &AccountId, act: Act, by: &Person, case: &str, events: &[Event]) {
         let name = account.as_str();
-        let held = self.dossier(account).await.unwrap();
-        let state = held
-            .case
-            .as_ref()
-            .map(|case| serde_json::to_value(&case.state).unwrap());
-        let ruling = state.as_ref().and_then(|state| {
-            let ruling = state
-                .get("decided")
-                .and_then(|decided| decided.get("ruling"));
-            ruling.and_then(serde_json::Value::as_str)
+        let decided = self.state().oracle.said(name).is_decided(case);
+        let unlocks = events.iter().any(|event| match event {
+            Event::CaseDecided { ruling, .. } => *ruling != Ruling::Denied,
+            _ => false,
         });
-        let unlocked = json!({"account": name, "outcome": "unsure"});
+        let taken_back = (events.iter()).any(|event| matches!(event, Event::TakenBack { .. }));
+        let tell = |event: &str, mut more: Value| {
+            (more["account"], more["case"]) = (name.into(), case.into());
+            more["by"] = by.to_string().into();
+            self.tell(event, more);
+        };
+        let unlock = |outcome: &str| {
+            tell("unlock", json!({ "outcome": outcome }));
+            self.state().book.seen.unlocks += 1;
+        };
         match act {
-            Act::UnlockLegitimate => {
-                self.tell("unlock", json!({"account": name, "outcome": "legitimate"}));
-                self.state().book.seen.unlocks += 1;
-            }
-            Act::UnlockUnsure => {
-                self.tell("unlock", unlocked);
-                self.state().book.seen.unlocks += 1;
-            }
+            // A second review of what is unlocked changes nothing.
+            Act::UnlockLegitimate | Act::UnlockUnsure if decided && !unlocks => {}
+            Act::UnlockLegitimate => unlock("legitimate"),
+            Act::UnlockUnsure => unlock("unsure"),
             Act::AllowHighCpu => self.tell("allow_high_cpu", json!({"account": name})),
             Act::RevokeHighCpu => {
                 self.tell("allow_high_cpu", json!({"account": name, "revoke": true}));
             }
             Act::Unthrottle => self.tell("unthrottle", json!({"account": name})),
-            _ if opined.denies || act == Act::FindUnlock => {
-                let opinions = {
-                    let mut state = self.state();
-                    let opinions = state.book.opinions.entry(case.to_owned()).or_default();
-                    opinions.push(opined);
-                    opinions.clone()
+            _ if measure(act).is_some() || act == Act::FindUnlock => {
+                let finding = if act == Act::FindUnlock {
+                    "unlock"
+                } else {
+                    "deny"
                 };
-                match ruling {
-                    Some("denied") => {
-                        let measures = opinions.iter().filter_map(|opined| opined.measure);
-                        let mut state = self.state();
-                        state.book.seen.denials += 1;
-                        if let Some(harshest) = measures.max() {
-                            state.book.ruled.insert(name.to_owned(), harshest);
-                        }
-                    }
-                    Some(_) => {
-                        self.tell("unlock", unlocked);
-                        self.state().book.seen.unlocks += 1;
-                    }
-                    None => {}
+                let measure = measure(act).map(Rung::name);
+                if unlocks {
+                    unlock("unsure");
+                } else {
+                    tell("opinion", json!({"finding": finding, "measure": measure}));
                 }
+                let denied = self.state().oracle.said(name).was_denied(case);
+                self.state().book.seen.denials += u64::from(denied && !decided);
             }
-            _ => {}
+            // What an unlock was to undo is asked for again, and the unlock stands.
+            Act::TakeBack if decided && !taken_back => {}
+            Act::TakeBack => tell("undo", json!({})),
+            Act::Close => tell("close", json!({})),
+            Act::Renew => {
+                let now = self.now();
+                let mut state = self.state();
+                let throttles = (state.book.stands.values_mut())
+                    .filter(|stands| stands.account == name && stands.verb == Verb::Throttle);
+                throttles.for_each(|stands| stands.since = now);
+            }
+            Act::Claim | Act::TakeOver | Act::GiveBack | Act::Answer | Act::Throttle => {}
+            other => panic!("{other:?}"),
         }
-        if held.conversation.is_none() {
-            self.tell("dealt_with", json!({"account": name}));
+        if act == Act::Throttle || measure(act).is_some() {
+            let now = self.now();
+            self.state().book.measured.insert(name.to_owned(), now);
         }
-        if act == Act::TakeBack && held.allowed.is_none() {
-            self.tell("allow_high_cpu", json!({"account": name, "revoke": true}));
-        }
+        self.state().book.seen.by_people += 1;
     }
 }

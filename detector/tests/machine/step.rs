@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 /// Accounts of the machine, by number.
-pub(crate) const ACCOUNTS: [&str; 3] = ["ash", "birch", "cedar"];
+pub(crate) const ACCOUNTS: [&str; 5] = ["ash", "birch", "cedar", "dogwood", "elm"];
 /// People.
 pub(crate) const PEOPLE: [&str; 3] = ["ann", "bob", "carol"];
 
@@ -35,8 +35,10 @@ pub(crate) enum Act {
     Throttle,
     Renew,
     Unthrottle,
-    /// An opinion for a denial; its text is a copy of the one before.
+    /// An opinion for a denial; its text is a copy of the last reason that was given.
     DenyAgain,
+    /// It is one with a word exchanged.
+    DenyNearly,
     DenyThrottle,
     DenyPowerDown,
     DenyLock,
@@ -59,7 +61,8 @@ pub(crate) enum Takes {
     DiesAfter,
 }
 
-/// What happens between a step of the engine's and the next: while facts are fetched, or while an order is under way.
+/// What happens between a step of the engine's and the next: while facts are fetched, between a release's commit and the order's
+/// leaving, or while an order is under way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Meanwhile {
     Nothing,
@@ -76,16 +79,29 @@ pub(crate) enum Meanwhile {
 /// A step.
 #[derive(Clone, Debug)]
 pub(crate) enum Step {
-    /// Sensors say this of those accounts' droplets (a bit each), for so many minutes.
+    /// Sensors say this of those accounts' droplets (a bit each), for so many minutes: one thing of each other droplet of an
+    /// account, and another of the rest.
     Seen {
         accounts: u8,
         says: Says,
+        of_the_rest: Says,
         minutes: u64,
+    },
+    /// The customer speaks, a person does something about it, and the droplets go on mining.
+    Talks {
+        account: usize,
+        who: usize,
+        act: Act,
     },
     /// Minutes pass.
     Wait(u64),
     /// The directory says something new: one of [`facts`].
     Told {
+        account: usize,
+        which: usize,
+    },
+    /// The directory says something new while the droplets mine: one of [`facts`].
+    ToldMeanwhile {
         account: usize,
         which: usize,
     },
@@ -112,7 +128,7 @@ pub(crate) enum Step {
         account: usize,
         one: usize,
         other: usize,
-        copied: bool,
+        second: Act,
     },
     /// The kill switch.
     Stop,
@@ -121,6 +137,7 @@ pub(crate) enum Step {
     Next {
         order: Takes,
         while_facts: Meanwhile,
+        when_released: Meanwhile,
         while_order: Meanwhile,
     },
 }
@@ -167,6 +184,7 @@ fn act() -> impl Strategy<Value = Act> {
         1 => Just(Act::Renew),
         1 => Just(Act::Unthrottle),
         2 => Just(Act::DenyAgain),
+        1 => Just(Act::DenyNearly),
         2 => Just(Act::DenyThrottle),
         3 => Just(Act::DenyPowerDown),
         4 => Just(Act::DenyLock),
@@ -189,38 +207,82 @@ fn takes() -> impl Strategy<Value = Takes> {
 
 fn meanwhile() -> impl Strategy<Value = Meanwhile> {
     prop_oneof![
-        6 => Just(Meanwhile::Nothing),
+        10 => Just(Meanwhile::Nothing),
         1 => Just(Meanwhile::CustomerSpeaks),
         1 => Just(Meanwhile::Stopped),
         1 => Just(Meanwhile::Unlocked),
         1 => Just(Meanwhile::HighCpuAllowed),
         1 => Just(Meanwhile::ProviderAllows),
         3 => Just(Meanwhile::OtherReplica),
-        2 => prop::sample::select(vec![400, 1_500, 20_000]).prop_map(Meanwhile::Time),
+        3 => prop::sample::select(vec![400, 1_500, 20_000, 61_000]).prop_map(Meanwhile::Time),
     ]
+}
+
+/// What may be done about a customer who spoke without deciding anything.
+fn aside() -> impl Strategy<Value = Act> {
+    prop::sample::select(vec![
+        Act::Answer,
+        Act::TakeOver,
+        Act::GiveBack,
+        Act::Renew,
+        Act::Close,
+        Act::Throttle,
+        Act::DenyThrottle,
+    ])
+}
+
+/// A second opinion: of its own, or a copy.
+fn second() -> impl Strategy<Value = Act> {
+    prop_oneof![
+        5 => Just(Act::DenyLock),
+        3 => Just(Act::DenyThrottle),
+        1 => Just(Act::DenyAgain),
+        1 => Just(Act::DenyNearly),
+    ]
+}
+
+fn seen() -> impl Strategy<Value = Step> {
+    let minutes = prop::sample::select(vec![3_u64, 9, 11, 14, 32]);
+    let all = (1_u8..32, says(), says(), any::<bool>(), minutes);
+    all.prop_map(|(accounts, says, rest, apart, minutes)| Step::Seen {
+        accounts,
+        says,
+        of_the_rest: if apart { rest } else { says },
+        minutes,
+    })
+}
+
+fn next() -> impl Strategy<Value = Step> {
+    let all = (takes(), meanwhile(), meanwhile(), meanwhile());
+    all.prop_map(
+        |(order, while_facts, when_released, while_order)| Step::Next {
+            order,
+            while_facts,
+            when_released,
+            while_order,
+        },
+    )
 }
 
 /// A step.
 pub(crate) fn step() -> impl Strategy<Value = Step> {
-    let account = 0..ACCOUNTS.len();
-    let account_again = account.clone();
+    let account = || 0..ACCOUNTS.len();
+    let who = || 0..PEOPLE.len();
     prop_oneof![
-        9 => (1_u8..8, says(), prop::sample::select(vec![3_u64, 9, 11, 14, 32]))
-            .prop_map(|(accounts, says, minutes)| Step::Seen { accounts, says, minutes }),
+        12 => seen(),
         3 => prop::sample::select(vec![1_u64, 12, 45, 130, 25 * 60, 31 * 24 * 60]).prop_map(Step::Wait),
-        2 => (account.clone(), 0_usize..8).prop_map(|(account, which)| Step::Told { account, which }),
-        1 => (account.clone(), 1_u8..6).prop_map(|(account, droplets)| Step::Created { account, droplets }),
+        3 => (account(), 0_usize..8).prop_map(|(account, which)| Step::Told { account, which }),
+        2 => (account(), prop::sample::select(vec![0_usize, 2, 3, 3]))
+            .prop_map(|(account, which)| Step::ToldMeanwhile { account, which }),
+        1 => (account(), 1_u8..6).prop_map(|(account, droplets)| Step::Created { account, droplets }),
         1 => prop::sample::select(vec![5_u64, 90]).prop_map(Step::DirectoryDown),
-        2 => (account.clone(), any::<bool>()).prop_map(|(account, twice)| Step::Speaks { account, twice }),
-        8 => (account, 0..PEOPLE.len(), act()).prop_map(|(account, who, act)| Step::Acts { account, who, act }),
-        4 => (account_again, 0..PEOPLE.len(), 0..PEOPLE.len(), prop::bool::weighted(0.2))
-            .prop_map(|(account, one, other, copied)| Step::Denied { account, one, other, copied }),
+        1 => (account(), any::<bool>()).prop_map(|(account, twice)| Step::Speaks { account, twice }),
+        1 => (account(), who(), aside()).prop_map(|(account, who, act)| Step::Talks { account, who, act }),
+        6 => (account(), who(), act()).prop_map(|(account, who, act)| Step::Acts { account, who, act }),
+        4 => (account(), who(), who(), second())
+            .prop_map(|(account, one, other, second)| Step::Denied { account, one, other, second }),
         1 => Just(Step::Stop),
         2 => Just(Step::Resume),
-        6 => (takes(), meanwhile(), meanwhile()).prop_map(|(order, while_facts, while_order)| Step::Next {
-            order,
-            while_facts,
-            while_order,
-        }),
+        6 => next(),
     ]
 }

@@ -8,17 +8,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 use davy_decision::{
-    account::{AccountId, DropletId, Facts},
-    action::Outcome,
+    account::AccountId,
     audit::{Actor, Chain},
     case::Person,
     dossier::Dossier,
-    order::Order,
+    fleet::Fleet,
     settings::Settings,
     time::Time,
 };
-use davy_detector::account::directory::{Directory, DirectoryError};
-use davy_detector::action::driver::{Answer, Driver};
 use davy_detector::desk::Desk;
 use davy_detector::engine::Engine;
 use davy_detector::metrics::Metrics;
@@ -29,6 +26,7 @@ use davy_detector::store::Memory;
 use serde_json::{Value, json};
 use tokio::sync::Notify;
 
+use crate::between::{Outside, Records};
 use crate::judge::Book;
 use crate::oracle::{MINUTE, Oracle};
 use crate::place::{LIMITS, Place};
@@ -44,10 +42,17 @@ pub(crate) struct State {
     pub(crate) book: Book,
     pub(crate) while_facts: VecDeque<Meanwhile>,
     pub(crate) orders: VecDeque<(Takes, Meanwhile)>,
-    pub(crate) stopped: bool,
+    /// Between the commit of a release and the order's leaving.
+    pub(crate) when_released: VecDeque<Meanwhile>,
+    /// What the directory says since so long, ms, and no answer of it has told yet.
+    pub(crate) untold: Vec<(u64, AccountId, Value)>,
+    /// When the directory was asked last, and answered, ms.
+    pub(crate) asked: BTreeMap<AccountId, u64>,
+    /// Since when automation is stopped.
+    pub(crate) stopped: Option<u64>,
     pub(crate) messages: u64,
     /// Droplets of each account so far.
-    pub(crate) created: [u64; 3],
+    pub(crate) created: [u64; ACCOUNTS.len()],
     /// Nothing goes wrong any more.
     pub(crate) calm: bool,
     /// Something happens between two steps of an engine just now.
@@ -63,9 +68,9 @@ pub(crate) struct World {
     place: Place,
     engines: Mutex<Option<[Arc<Engine>; 2]>>,
     state: Mutex<State>,
-    death: Notify,
+    pub(crate) death: Notify,
     this: Weak<World>,
-    settings: Settings,
+    pub(crate) settings: Settings,
 }
 
 pub(crate) fn account(number: usize) -> AccountId {
@@ -84,9 +89,12 @@ impl World {
                 book: Book::default(),
                 while_facts: VecDeque::new(),
                 orders: VecDeque::new(),
-                stopped: false,
+                when_released: VecDeque::new(),
+                untold: Vec::new(),
+                asked: BTreeMap::new(),
+                stopped: None,
                 messages: 0,
-                created: [0; 3],
+                created: [0; ACCOUNTS.len()],
                 calm: false,
                 inside: false,
                 turn: 0,
@@ -100,7 +108,7 @@ impl World {
         world.tell("fleet", json!({ "droplets": fleet }));
         let budget = world.settings.budget_per_hour;
         world.tell("settings", json!({"change": {"budget_per_hour": budget}}));
-        let change = Arc::new(move |held: &mut davy_decision::fleet::Fleet| {
+        let change = Arc::new(move |held: &mut Fleet| {
             held.droplets = fleet;
             Vec::new()
         });
@@ -141,7 +149,10 @@ impl World {
         let this = Weak::clone(&self.this);
         Engine {
             desk: Desk {
-                ledger: store,
+                ledger: Arc::new(Records {
+                    store,
+                    world: Weak::clone(&this),
+                }),
                 settings: Arc::new(self.settings.clone()),
                 clock: Arc::new(move || Time::from_unix_ms(clock.load(Ordering::SeqCst))),
             },
@@ -162,7 +173,18 @@ impl World {
     }
 
     /// Something happened: a line of a scenario, for the provider and for the oracle.
-    pub(crate) fn tell(&self, event: &str, mut line: Value) {
+    pub(crate) fn tell(&self, event: &str, line: Value) {
+        let line = self.happens(event, line);
+        let mut state = self.state();
+        if event == "account" {
+            // In the order in which it came to be.
+            state.tells_all();
+        }
+        state.oracle.happened(&line);
+    }
+
+    /// Something happened, and nobody but the provider knows.
+    fn happens(&self, event: &str, mut line: Value) -> Value {
         line["at"] = self.written().into();
         line["event"] = event.into();
         let mut state = self.state();
@@ -189,7 +211,7 @@ impl World {
                 other => panic!("{other:?}"),
             }
         }
-        state.oracle.happened(&line);
+        line
     }
 
     pub(crate) async fn dossier(&self, account: &AccountId) -> Option<Dossier> {
@@ -204,11 +226,10 @@ impl World {
             state.messages += u64::from(!twice || state.messages == 0);
             format!("{account}-{}", state.messages)
         };
-        let held = self.dossier(account).await;
-        let known = held.is_some_and(|held| held.message_keys.contains(&key));
+        let words = key.clone();
         let hear = move |dossier: &mut Dossier, _: &_, at| {
             dossier.hear(
-                &key,
+                &words,
                 "ticket",
                 "What is this about? It is our pipeline.",
                 at,
@@ -216,14 +237,15 @@ impl World {
         };
         let actor = Actor::Automation;
         (self.desk().act(account.clone(), actor, hear).await).unwrap();
-        if !known {
-            self.tell("customer", json!({ "account": account }));
-        }
+        let held = self.dossier(account).await.unwrap();
+        let case = held.case.as_ref().map(|case| case.id.to_string());
+        let line = json!({"account": account, "key": key, "case": case});
+        self.tell("customer", line);
     }
 
     pub(crate) async fn stop(&self, stopped: bool) {
         let at = Time::from_unix_ms(self.now());
-        let change = Arc::new(move |fleet: &mut davy_decision::fleet::Fleet| {
+        let change = Arc::new(move |fleet: &mut Fleet| {
             fleet.stop = stopped.then(|| davy_decision::fleet::Stop {
                 since: at,
                 by: "carol".to_owned(),
@@ -232,7 +254,7 @@ impl World {
             Vec::new()
         });
         (self.desk().change_fleet(Actor::Automation, change).await).unwrap();
-        self.state().stopped = stopped;
+        self.state().stopped = stopped.then(|| at.unix_ms());
         self.tell(if stopped { "stop" } else { "resume" }, json!({}));
     }
 
@@ -278,7 +300,7 @@ impl World {
     }
 
     /// What happens between two steps of an engine that attends to `account`.
-    async fn meanwhile(&self, account: &AccountId, what: Meanwhile) {
+    pub(crate) async fn meanwhile(&self, account: &AccountId, what: Meanwhile) {
         {
             let mut state = self.state();
             if state.inside || state.calm {
@@ -301,10 +323,10 @@ impl World {
                     .await;
             }
             Meanwhile::ProviderAllows => {
-                self.tell(
-                    "account",
-                    json!({"account": account, "high_cpu_allowed": true}),
-                );
+                let line = json!({"account": account, "high_cpu_allowed": true});
+                let line = self.happens("account", line);
+                let untold = (self.now(), account.clone(), line);
+                self.state().untold.push(untold);
             }
             Meanwhile::OtherReplica => {
                 let other = 1 - self.state().turn;
@@ -318,8 +340,8 @@ impl World {
         self.state().inside = false;
     }
 
-    /// All that is held, as JSON: what both stores are to have alike.
-    pub(crate) async fn records(&self) -> Value {
+    /// All that is held: as JSON, which both stores are to have alike, and the records themselves.
+    pub(crate) async fn records(&self) -> (Value, Vec<Dossier>, Fleet) {
         let ledger = self.desk().ledger;
         let mut all = BTreeMap::new();
         for number in 0..ACCOUNTS.len() {
@@ -339,87 +361,9 @@ impl World {
             }
             (state.chain.head.clone(), state.chain.entries)
         };
-        json!({ "accounts": all, "fleet": fleet, "audit": [head, entries], "now": self.now() })
-    }
-}
-
-/// The provider's side, as the engine sees it.
-struct Outside(Weak<World>);
-
-#[tonic::async_trait]
-impl Directory for Outside {
-    async fn facts(&self, account: &AccountId) -> Result<Facts, DirectoryError> {
-        let world = self.0.upgrade().unwrap();
-        let at = Time::from_unix_ms(world.now());
-        let facts = world.state().provider.facts(account, at);
-        // What happens now, the facts do not tell.
-        let what = world.state().while_facts.pop_front();
-        world
-            .meanwhile(account, what.unwrap_or(Meanwhile::Nothing))
-            .await;
-        facts.map_err(|why| DirectoryError::Unreachable {
-            url: "the machine's".to_owned(),
-            why,
-        })
-    }
-
-    async fn owner(&self, droplet: &DropletId) -> Result<Option<AccountId>, DirectoryError> {
-        let world = self.0.upgrade().unwrap();
-        let state = world.state();
-        Ok(state.provider.owner(droplet).cloned())
-    }
-}
-
-#[tonic::async_trait]
-impl Driver for Outside {
-    fn name(&self) -> &'static str {
-        "machine"
-    }
-
-    async fn perform(&self, order: &Order) -> Answer {
-        let world = self.0.upgrade().unwrap();
-        let (takes, what) = {
-            let mut state = world.state();
-            let calm = state.calm;
-            let next = state.orders.pop_front().filter(|_| !calm);
-            next.unwrap_or((Takes::Does, Meanwhile::Nothing))
-        };
-        let does = !matches!(takes, Takes::Refuses | Takes::Lost | Takes::DiesBefore);
-        world.judge(order, does).await;
-        if takes == Takes::DiesBefore {
-            world.death.notify_one();
-            std::future::pending::<()>().await;
-        }
-        {
-            let mut state = world.state();
-            if does {
-                state.book.done(order);
-            } else if takes == Takes::Refuses {
-                state.book.refused(order);
-            }
-        }
-        world.meanwhile(&order.account, what).await;
-        if takes == Takes::DiesAfter {
-            world.death.notify_one();
-            std::future::pending::<()>().await;
-        }
-        match takes {
-            Takes::Refuses => Answer::refused("not this one".to_owned()),
-            Takes::Lost | Takes::Silent => Answer::doubtful("nobody answers"),
-            _ => Answer {
-                outcome: Outcome::Done,
-                detail: String::new(),
-            },
-        }
-    }
-
-    async fn query(&self, key: &str) -> Answer {
-        let world = self.0.upgrade().unwrap();
-        let outcome = world.state().book.became(key);
-        Answer {
-            outcome,
-            detail: String::new(),
-        }
+        let json =
+            json!({ "accounts": all, "fleet": fleet, "audit": [head, entries], "now": self.now() });
+        (json, all.into_values().flatten().collect(), fleet)
     }
 }
 

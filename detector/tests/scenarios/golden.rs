@@ -1,6 +1,8 @@
 //! Every scenario plays to its timeline. `UPDATE_GOLDEN=1` writes them anew: read the difference before you commit it.
 
+use davy_decision::policy::Policies;
 use davy_detector::replay;
+use serde_json::Value;
 
 #[test]
 fn every_scenario_plays_to_its_timeline() {
@@ -52,4 +54,25 @@ fn the_same_scenario_gives_the_same_json_twice() {
     let json = || replay::to_json(&crate::play(&name, &text).timeline);
     assert!(!json().is_empty());
     assert_eq!(json(), json());
+}
+
+#[test]
+fn every_release_of_every_scenario_is_right_by_the_oracle() {
+    let policies = Policies::shipped().unwrap();
+    let (mut throttles, mut power_downs, mut wrong) = (0, 0, Vec::new());
+    for (name, text) in crate::scenarios() {
+        let lines: Vec<Value> = (text.lines().filter(|line| !line.starts_with('#')))
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect();
+        match crate::mutants::play(&lines, &policies) {
+            Ok(outcome) => {
+                throttles += outcome.throttles;
+                power_downs += outcome.power_downs;
+            }
+            Err(why) => wrong.push(format!("{name}: {why}")),
+        }
+    }
+    println!("{throttles} automated throttles and {power_downs} power-downs");
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(throttles > 10 && power_downs > 0);
 }

@@ -1,4 +1,8 @@
 //! The 2019 incident with sensors that falsely say `mining`: nobody is locked or turned off by automation, whichever safety is missing.
+//!
+//! The incident's account is 7 days old and no payment of it failed: even without any safety the worst is a throttle. So it is
+//! played once more by an account that a power-down is for (two days old, a payment failed): there it is the safeties alone
+//! that keep it away, each of them.
 
 use davy_decision::{
     decide::{Input, decide},
@@ -26,6 +30,17 @@ fn incident(in_force: &[Safety]) -> Vec<Value> {
             lines.insert(2, line);
         }
     }
+    lines
+}
+
+/// The same burst and the same sensors, of an account two days old whose payment failed.
+fn overdue(in_force: &[Safety]) -> Vec<Value> {
+    let mut lines = incident(in_force);
+    let mut first = lines.iter_mut().filter(|line| line["event"] == "account");
+    let account = first.find(|line| line["credit"].is_object()).unwrap();
+    account["created_at"] = "2019-05-27T16:00:00Z".into();
+    account["payments"] = json!({"settled": 0, "last_invoice":
+        {"amount": 2_000, "due": "2019-05-28T12:00:00Z", "state": "failed"}});
     lines
 }
 
@@ -73,20 +88,58 @@ fn play(lines: &[Value], between: &dyn Fn(&mut World)) -> World {
         }
         between(&mut world);
     }
-    for order in &world.released {
-        let held = matches!(order.verb.name(), "lock" | "power_down");
-        assert!(!(order.automated && held), "{} was released", order.key);
+    world
+}
+
+/// Plays the incident's own account, which is never locked or turned off.
+fn play_own(lines: &[Value], between: &dyn Fn(&mut World)) -> World {
+    let world = play(lines, between);
+    for verb in ["lock", "power_down"] {
+        assert!(!did(&world, verb), "{verb} was released");
     }
     world
 }
 
+fn did(world: &World, verb: &str) -> bool {
+    (world.released.iter()).any(|order| order.automated && order.verb.name() == verb)
+}
+
 fn throttled(world: &World) -> bool {
-    (world.released.iter()).any(|order| order.automated && order.verb.name() == "throttle")
+    did(world, "throttle")
+}
+
+/// A decision on what the sensors call mining for long enough names this safety, and no other, as in force.
+fn stood_alone(world: &World, safety: Safety) -> bool {
+    world.decisions.iter().any(|stored| {
+        let evidence = &stored.plan.evidence;
+        let long = evidence.mining.as_seconds() >= 600 && evidence.targets.len() == 10;
+        let mut in_force = (stored.plan.safeties.iter()).filter(|looked| looked.in_force);
+        long && in_force.next().is_some_and(|one| one.safety == safety) && in_force.next().is_none()
+    })
+}
+
+#[test]
+fn an_overdue_account_is_turned_off_with_no_safety_in_force_and_with_any_one_not_even_throttled() {
+    let without = play(&overdue(&[]), &|_| {});
+    for verb in ["notify", "throttle", "power_down"] {
+        assert!(
+            did(&without, verb),
+            "no {verb}: nothing is shown by the rest"
+        );
+    }
+    assert!(!did(&without, "lock"));
+    for safety in Safety::ALL {
+        let world = play(&overdue(&[safety]), &|_| {});
+        for verb in ["notify", "throttle", "power_down", "lock"] {
+            assert!(!did(&world, verb), "{verb} with {safety} in force");
+        }
+        assert!(stood_alone(&world, safety), "{safety} did not stand alone");
+    }
 }
 
 #[test]
 fn with_nothing_to_speak_for_the_customer_the_worst_is_a_throttle_once() {
-    let world = play(&incident(&[]), &|_| {});
+    let world = play_own(&incident(&[]), &|_| {});
     let throttles = (world.released.iter()).filter(|order| order.verb.name() == "throttle");
     assert_eq!(throttles.count(), 1, "and none after the unlock");
 }
@@ -94,12 +147,9 @@ fn with_nothing_to_speak_for_the_customer_the_worst_is_a_throttle_once() {
 #[test]
 fn each_safety_alone_keeps_even_the_throttle_away_before_the_customer_speaks() {
     for safety in Safety::ALL {
-        let world = play(&incident(&[safety]), &|_| {});
+        let world = play_own(&incident(&[safety]), &|_| {});
         assert!(!throttled(&world), "{safety}");
-        let named = (world.decisions.iter())
-            .flat_map(|stored| &stored.plan.safeties)
-            .any(|looked| looked.safety == safety && looked.in_force);
-        assert!(named, "{safety} is in no decision");
+        assert!(stood_alone(&world, safety), "{safety} did not stand alone");
     }
 }
 
@@ -109,7 +159,7 @@ fn with_each_safety_out_of_force_the_others_do() {
         let others: Vec<_> = (Safety::ALL.into_iter())
             .filter(|safety| *safety != missing)
             .collect();
-        let world = play(&incident(&others), &|_| {});
+        let world = play_own(&incident(&others), &|_| {});
         assert!(!throttled(&world), "without {missing}");
     }
 }
@@ -176,7 +226,7 @@ fn with_each_safety_taken_out_of_the_input_and_with_all_no_decision_locks_or_tur
         .into_iter()
         .chain([Safety::ALL.to_vec()])
     {
-        for stored in play(&incident(&in_force), &|_| {}).decisions {
+        for stored in play_own(&incident(&in_force), &|_| {}).decisions {
             for taken in Safety::ALL
                 .map(|safety| vec![safety])
                 .into_iter()
@@ -203,7 +253,7 @@ fn with_each_safety_taken_out_of_the_input_and_with_all_no_decision_locks_or_tur
 
 #[test]
 fn with_the_records_of_people_wiped_every_minute_nobody_is_locked_or_turned_off() {
-    let wiped = play(&incident(&[]), &|world| {
+    let wiped = play_own(&incident(&[]), &|world| {
         for dossier in world.dossiers.values_mut() {
             dossier.holds.clear();
             (dossier.conversation, dossier.allowed) = (None, None);

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use crate::oracle::{MINUTE, Oracle};
 
 /// How many are played; more with `MUTANTS=n`.
-const MUTANTS: u64 = 1_200;
+const MUTANTS: u64 = 1_000;
 /// 2019-05-29T16:00:00Z.
 const START: u64 = 1_559_145_600_000;
 /// If nothing speaks for the customer for so long, what is right was done: facts are fetched anew within an hour, what was
@@ -194,6 +194,11 @@ impl Mutant {
         if self.dice.percent(30) {
             some.truncate(1 + droplets.len() / 2);
         }
+        let half = some.len() / 2;
+        let rest = match half > 0 && self.dice.percent(25) {
+            true => some.split_off(half),
+            false => Vec::new(),
+        };
         let mut said = json!({"droplets": some, "level": "mining", "cpu_percent": 400,
             "for_s": minutes * 60, "window_s": window});
         match self.dice.of(0, 100) {
@@ -212,6 +217,16 @@ impl Mutant {
                 said["account"] = name.into();
             }
             _ => {}
+        }
+        if !rest.is_empty() {
+            // At the same time the sensors say something else of the others.
+            let mut other = said.clone();
+            other["droplets"] = json!(rest);
+            let level = *self.dice.one(&["mining", "mining", "suspect"]);
+            other["level"] = level.into();
+            other["classes"] =
+                json!({"register_randomness": true, "fp_rounding": self.dice.percent(30)});
+            self.line(at, "evidence", other);
         }
         self.line(at, "evidence", said);
         at + minutes * MINUTE
@@ -247,6 +262,10 @@ impl Mutant {
             (8, "allow_high_cpu", json!({"by": "bob"})),
             (4, "allow_high_cpu", json!({"by": "bob", "revoke": true})),
             (8, "unthrottle", json!({"by": "ann"})),
+            (6, "undo", json!({"by": "ann"})),
+            (6, "renew", json!({"by": "bob"})),
+            (4, "give_back", json!({"by": "ann"})),
+            (4, "close", json!({"by": "bob"})),
             (
                 8,
                 "opinion",
@@ -316,10 +335,10 @@ impl Mutant {
 
 /// What came of a mutant.
 #[derive(Default)]
-struct Outcome {
+pub(crate) struct Outcome {
     /// Automated throttles, and power-downs.
-    throttles: u64,
-    power_downs: u64,
+    pub(crate) throttles: u64,
+    pub(crate) power_downs: u64,
     /// Safeties that covered an account whose evidence sufficed, and those that alone did.
     saved: BTreeSet<&'static str>,
     alone: BTreeSet<&'static str>,
@@ -347,8 +366,11 @@ impl Play {
                 .iter()
                 .any(|held| held.key == order.key);
             let order = serde_json::to_value(order).unwrap();
-            if let Some(wrong) = self.oracle.judge(&order, arrived) {
+            if let Some(wrong) = self.oracle.judge(&order) {
                 return Err(wrong);
+            }
+            if arrived {
+                self.oracle.done(order["key"].as_str().unwrap());
             }
             if order["automated"] == true {
                 match order["verb"].as_str() {
@@ -418,7 +440,8 @@ impl Play {
     }
 }
 
-fn play(lines: &[Value], policies: &Policies) -> Result<Outcome, String> {
+/// Plays a scenario, and says what was wrong with it by the oracle's word.
+pub(crate) fn play(lines: &[Value], policies: &Policies) -> Result<Outcome, String> {
     let text: Vec<_> = lines.iter().map(Value::to_string).collect();
     let events: Vec<(usize, Timed)> =
         replay::parse("mutant", text.join("\n").as_bytes()).map_err(|error| error.to_string())?;
@@ -426,11 +449,7 @@ fn play(lines: &[Value], policies: &Policies) -> Result<Outcome, String> {
         line["event"] == "control_plane" || (line["event"] == "outage" && line["of"] != "directory")
     };
     let mut play = Play {
-        world: World::new(
-            Time::from_unix_ms(START),
-            policies.clone(),
-            Settings::default(),
-        ),
+        world: World::new(events[0].1.at, policies.clone(), Settings::default()),
         oracle: Oracle::new(),
         judged: 0,
         outcome: Outcome {
@@ -443,6 +462,8 @@ fn play(lines: &[Value], policies: &Policies) -> Result<Outcome, String> {
     for ((number, event), line) in events.iter().zip(lines) {
         play.advance(event.at.unix_ms())?;
         match play.world.happen(event) {
+            // Expected to be refused, and it was.
+            Ok(()) if line["refused"] == true => {}
             Ok(()) => play.oracle.happened(line),
             // A person's act may be refused: then nothing happened.
             Err(_) if is_act(&event.event) => {}
@@ -465,6 +486,11 @@ const fn is_act(event: &Event) -> bool {
             | Event::AllowHighCpu(_)
             | Event::Unthrottle(_)
             | Event::Opinion(_)
+            | Event::GiveBack(_)
+            | Event::Throttle(_)
+            | Event::Renew(_)
+            | Event::Undo(_)
+            | Event::Close(_)
     )
 }
 

@@ -1,11 +1,16 @@
 //! The safeties stated a second time. It reads a scenario's JSON and the orders' JSON and shares no function with the code it judges.
 //!
 //! It says who may not be acted on at a moment ([`Oracle::covers`]), what the sensors had said by then ([`Oracle::evidence`]), and from
-//! both whether a release was right ([`Oracle::judge`]). Figures are those of the design: 90 days, 30 days, 60 s, 10 min, 1 h.
+//! both whether a release was right ([`Oracle::judge`]). What people said is in `said`. Figures are those of the design: 90 days, 30 days, 60 s, 10 min, 1 h.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
+
+#[path = "said.rs"]
+mod said;
+
+use said::Said;
 
 /// A minute, ms.
 pub const MINUTE: u64 = 60_000;
@@ -107,9 +112,7 @@ struct Account {
     facts: BTreeMap<String, Value>,
     as_of: Option<u64>,
     droplets: BTreeMap<String, u64>,
-    allowed: bool,
-    holds_until: u64,
-    talks: bool,
+    said: Said,
     /// Windows of feeds that were replaced, by droplet.
     past: BTreeMap<String, Vec<Window>>,
     feeds: BTreeMap<String, Feed>,
@@ -122,7 +125,7 @@ struct Account {
 pub struct Evidence {
     /// Droplets that mine now, on two classes of evidence or more.
     pub mining_now: Vec<String>,
-    /// Time mining in this episode, ms.
+    /// Time mining in this episode, on two classes or more, ms.
     pub mining: u64,
     /// Time mining of each droplet, ms.
     pub of_each: BTreeMap<String, u64>,
@@ -172,6 +175,11 @@ impl Oracle {
         self.accounts.keys().cloned().collect()
     }
 
+    /// What people said of an account.
+    pub fn said(&self, name: &str) -> &Said {
+        &self.accounts[name].said
+    }
+
     fn owner(&self, droplet: &str) -> Option<String> {
         let has = |(name, account): (&String, &Account)| {
             account.droplets.contains_key(droplet).then(|| name.clone())
@@ -196,28 +204,22 @@ impl Oracle {
                 }
             }
             "evidence" | "load" => self.sensed(now, line),
-            "customer" => self.accounts.get_mut(&name).unwrap().talks = true,
-            "unlock" => {
-                let account = self.accounts.get_mut(&name).unwrap();
-                account.talks = false;
-                account.holds_until = now + 30 * DAY;
-                account.allowed |= line["outcome"] != "unsure";
-            }
-            // Of the state machine alone: a person's decision ended the conversation.
-            "dealt_with" => self.accounts.get_mut(&name).unwrap().talks = false,
-            "unthrottle" => self.accounts.get_mut(&name).unwrap().holds_until = now + 30 * DAY,
-            "allow_high_cpu" => {
-                self.accounts.get_mut(&name).unwrap().allowed = line["revoke"] != true;
-            }
             "stop" => self.stopped = true,
             "resume" => self.stopped = false,
             "outage" if line["of"] == "directory" => {
                 self.directory_down_until = now + line["for_s"].as_u64().unwrap() * 1_000;
             }
-            "settings" => self.per_hour = line["change"]["budget_per_hour"].as_u64().unwrap(),
-            // A claim, an answer, one person's denial, a slow control plane: none of them speaks for or against acting.
-            "claim" | "answer" | "opinion" | "outage" | "control_plane" | "clock" | "note" => {}
-            other => panic!("the oracle does not know {other}"),
+            "settings" => {
+                let per_hour = line["change"]["budget_per_hour"].as_u64();
+                self.per_hour = per_hour.unwrap_or(self.per_hour);
+            }
+            // A slow control plane speaks neither for nor against acting.
+            "outage" | "control_plane" | "clock" | "note" => {}
+            other => {
+                let account = self.accounts.get_mut(&name);
+                let taken = account.is_some_and(|account| account.said.takes(now, line));
+                assert!(taken, "the oracle does not know {other}");
+            }
         }
     }
 
@@ -290,10 +292,10 @@ impl Oracle {
         let account = &self.accounts[name];
         let fact = |fact: &str| account.facts.get(fact);
         let mut found = BTreeSet::new();
-        if account.allowed || fact("high_cpu_allowed") == Some(&Value::Bool(true)) {
+        if account.said.allowed || fact("high_cpu_allowed") == Some(&Value::Bool(true)) {
             found.insert("high_cpu_allowed");
         }
-        if now < account.holds_until {
+        if now < account.said.holds_until {
             found.insert("unlock_hold");
         }
         if (self.engaged(name)).is_some_and(|since| now > since && now - since > 90 * DAY) {
@@ -311,7 +313,7 @@ impl Oracle {
         {
             found.insert("unknown_standing");
         }
-        if account.talks {
+        if account.said.talks_since.is_some() {
             found.insert("open_conversation");
         }
         if self.used_up(targets.len() as u64, now) {
@@ -390,7 +392,8 @@ impl Oracle {
         if now >= stirred + DAY {
             episode.clear();
         }
-        episode.retain(|(_, window)| window.level == "mining");
+        // Of a single class is not mining, whatever it is called.
+        episode.retain(|(_, window)| window.level == "mining" && window.classes >= 2);
         let mut of_each = BTreeMap::new();
         for (droplet, window) in &episode {
             *of_each.entry(droplet.clone()).or_default() += window.to - window.from;
@@ -435,13 +438,10 @@ impl Oracle {
 
     /// Judges an order that was released, in the order of their releases.
     ///
-    /// Says what is wrong with it, if anything is.
-    pub fn judge(&mut self, order: &Value, arrived: bool) -> Option<String> {
+    /// Says what is wrong with it, if anything is. That it was done is told afterwards ([`Oracle::done`]).
+    pub fn judge(&mut self, order: &Value) -> Option<String> {
         let (key, verb) = (text(&order["key"]), text(&order["verb"]));
-        if let Some(undone) = key.strip_suffix("/undo") {
-            for acted in self.acted.iter_mut().filter(|acted| acted.key == undone) {
-                acted.undone = true;
-            }
+        if key.ends_with("/undo") {
             return None;
         }
         let automated = order["automated"] == true;
@@ -452,13 +452,20 @@ impl Oracle {
         let targets = texts(&order["droplets"]);
         let covers = self.covers(&name, &targets, now);
         let evidence = self.evidence(&name, now);
+        let idle: Vec<_> = (targets.iter())
+            .filter(|target| !evidence.mining_now.contains(target))
+            .collect();
+        // What two people decided, automation may do again.
+        let again = self.accounts[&name].said.rules(&verb);
         let wrong = if !covers.is_empty() {
             Some(format!("{covers:?} cover the account"))
         } else if !evidence.suffices() {
             Some(format!("the evidence is {evidence:?}"))
-        } else if verb == "lock" {
+        } else if !idle.is_empty() {
+            Some(format!("{idle:?} do not mine: {evidence:?}"))
+        } else if verb == "lock" && !again {
             Some("no automated lock is in the default policy".to_owned())
-        } else if verb == "power_down" && !self.burst(&name, &evidence, now) {
+        } else if verb == "power_down" && !again && !self.burst(&name, &evidence, now) {
             Some("there is no burst of an overdue account".to_owned())
         } else {
             None
@@ -469,10 +476,21 @@ impl Oracle {
                 key: key.clone(),
                 droplets: targets.len() as u64,
                 undone: false,
-                arrived,
+                arrived: false,
             });
         }
         wrong.map(|wrong| format!("{verb} ({key}) at {}: {wrong}", text(&order["released_at"])))
+    }
+
+    /// The order of that key was done: what it does counts against the budget from its release on, until its undoing is done.
+    pub fn done(&mut self, key: &str) {
+        if let Some(undone) = key.strip_suffix("/undo") {
+            let all = self.acted.iter_mut();
+            all.filter(|acted| acted.key == undone)
+                .for_each(|acted| acted.undone = true);
+        } else if let Some(acted) = self.acted.iter_mut().rfind(|acted| acted.key == key) {
+            acted.arrived = true;
+        }
     }
 }
 
