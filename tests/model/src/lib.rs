@@ -6,13 +6,15 @@
 //! - the network: an order or an answer that was sent may arrive never, late, or any number of times, in any order;
 //! - the replicas: one fetches facts, and commits a release later with what it fetched; it may be gone between commit and
 //!   delivery, or between delivery and answer;
-//! - the control plane: it honours keys, refuses what comes after `not_after`, and may refuse once;
-//! - the surroundings: the customer, the provider's people and flag, the kill switch, evidence, and time in coarse steps.
+//! - the control plane: it honours keys, refuses what comes after `not_after`, and may refuse anything else, for good;
+//! - the surroundings: the customer, the provider's people and flag, the kill switch, evidence, and time in coarse steps;
+//! - what the store keeps beside the records: decisions, and the reasons given over all cases.
 //!
 //! | file | what |
 //! |---|---|
 //! | [`world`] | the state, and what of it tells two states apart |
 //! | [`shell`] | what may happen: each action, as a replica or somebody outside does it |
+//! | [`surroundings`] | facts, evidence, time, the kill switch |
 //! | [`next`] | where it begins, and which of these may happen next |
 //! | [`people`] | what people do |
 //! | [`books`] | the oracles' own account of what happened; no production function judges itself |
@@ -20,22 +22,26 @@
 //!
 //! [`Bend`] breaks the shell on purpose, so that a test can see that the checker notices.
 //!
-//! Not modelled: letters, the audit log, two clocks that differ, a store that loses what it confirmed.
+//! At rest ("in the end") is a state in which no replica has anything left to do, at the last of the times.
+//!
+//! Not modelled: how letters are delivered, the audit log, two clocks that differ, a store that loses what it confirmed.
 
 pub mod books;
 pub mod next;
 pub mod people;
 pub mod properties;
 pub mod shell;
+pub mod surroundings;
 pub mod world;
 
 use std::{
     collections::HashMap,
+    io::{self, Write},
     sync::{Arc, Mutex},
 };
 
 use davy_decision::{
-    policy::{Policies, PolicyError},
+    policy::{Policies, PolicyError, Step},
     settings::Settings,
     time::{Span, Time},
 };
@@ -68,6 +74,22 @@ pub enum Bend {
     BudgetGivenBack,
     /// One person's two identities count as two.
     OnePersonTwice,
+    /// A copied text is taken for one's own.
+    CopiesTaken,
+    /// Facts that are old, or could not be fetched, pass for those of now.
+    OldFactsTaken,
+    /// One class of evidence passes for two.
+    OneClassTaken,
+    /// A decision is not stored with what it planned.
+    DecisionNotKept,
+    /// The statement of reasons is lost.
+    StatementLost,
+    /// A plan passes for one of now, however old it is.
+    StalePlanRuns,
+    /// A release is not counted against the budget.
+    BudgetNotCounted,
+    /// What was done in spite of a safety that appeared meanwhile stands.
+    NeverUndone,
 }
 
 /// How often each thing may happen.
@@ -87,8 +109,8 @@ pub struct Bounds {
     pub bad_facts: u8,
     /// The kill switch is turned.
     pub kill_turns: u8,
-    /// A droplet's evidence goes quiet, for good.
-    pub quiets: u8,
+    /// The evidence changes, for good.
+    pub evidence: u8,
     /// The control plane refuses.
     pub refusals: u8,
     /// A replica is gone after a commit.
@@ -108,12 +130,18 @@ pub struct Config {
     pub droplets: u8,
     /// Droplets of the fleet.
     pub fleet: u64,
-    /// Whether notices are released too.
+    /// Whether notices go the way of any order; if not, each is delivered and answered as soon as it is planned.
     pub notices: bool,
     /// Whether an order is delivered and answered at once, so that the bounds can go to people instead of the network.
     pub prompt: bool,
     /// Replicas at work, one or two.
     pub replicas: u8,
+    /// People who may deny.
+    pub deniers: u8,
+    /// What they may ask for.
+    pub measures: Vec<Step>,
+    /// Whether they may copy a text.
+    pub copies: bool,
     /// The times at which things happen, after the begin.
     pub times: Vec<Span>,
     /// Bounds.
@@ -122,6 +150,12 @@ pub struct Config {
     pub settings: Settings,
     /// The way the shell is broken, if it is.
     pub bend: Option<Bend>,
+}
+
+/// Says something past the test harness's capturing: what was explored, and within which bounds, is part of every run.
+pub fn say(line: &str) {
+    // What cannot be written to stdout cannot be said elsewhere.
+    let _ = writeln!(io::stdout(), "{line}");
 }
 
 /// A turn depends on the record, the fleet and the time alone, and evaluates policies: it is made once.

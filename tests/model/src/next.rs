@@ -7,16 +7,16 @@ use davy_decision::{
     dossier::{Dossier, Errand},
     fleet::Fleet,
     policy::Step,
-    time::Span,
+    time::{Span, Time},
 };
-use davy_evidence::Level;
 use stateright::Model;
 
 use crate::{
     Bend, Protocol, T0,
     books::{self, Books, Seen},
-    shell::{Action, account},
-    world::{Answer, Fetched, Name, Record, Replica, Said, Wire, World},
+    shell::Action,
+    surroundings::{Change, account},
+    world::{Answer, Fetched, Name, Record, Replica, Said, Shows, Wire, World},
 };
 
 impl Model for Protocol {
@@ -24,22 +24,18 @@ impl Model for Protocol {
     type Action = Action;
 
     fn init_states(&self) -> Vec<World> {
+        let shows = vec![Shows::TwoClasses; usize::from(self.config.droplets)];
         let accounts = (0..self.config.accounts).map(|n| {
             let mut dossier = Dossier::new(account(n));
             let informed = dossier.inform(self.facts(n, false, T0), T0);
             debug_assert!(informed.is_ok());
-            self.observe(
-                &mut dossier,
-                n,
-                T0.before(Span::minutes(40)),
-                T0,
-                Level::Mining,
-            );
-            Record::new(dossier)
+            let span = (T0.before(Span::minutes(40)), T0);
+            self.observe(&mut dossier, n, &shows, span);
+            Record::new(dossier, Arc::default())
         });
         let book = books::Account {
-            mines_until: Some(T0),
-            facts_of: Some(T0),
+            mines_until_ms: vec![Some(T0.unix_ms()); usize::from(self.config.droplets)],
+            facts_of_ms: Some(T0.unix_ms()),
             ..books::Account::default()
         };
         let mut world = World {
@@ -55,6 +51,8 @@ impl Model for Protocol {
             plane: std::collections::BTreeMap::new(),
             felt: std::collections::BTreeMap::new(),
             flags: vec![false; usize::from(self.config.accounts)],
+            shows: vec![shows.clone(); usize::from(self.config.accounts)],
+            texts: std::collections::BTreeSet::new(),
             left: self.config.bounds,
             books: Books {
                 accounts: vec![book; usize::from(self.config.accounts)],
@@ -63,11 +61,8 @@ impl Model for Protocol {
             snapshots: Vec::new(),
         };
         for n in 0..self.config.accounts {
-            if let (Some(turned), Some(record)) =
-                (self.turn(&world, n), world.accounts.get_mut(usize::from(n)))
-            {
-                *record = turned;
-            }
+            let turned = self.act(&mut world, &Action::Turn(n));
+            debug_assert!(turned.is_some());
         }
         vec![world]
     }
@@ -123,7 +118,7 @@ impl Protocol {
 
     fn outside_may(&self, world: &World, actions: &mut Vec<Action>) {
         if world.left.kill_turns > 0 {
-            actions.push(Action::Kill(world.books.stopped.is_none()));
+            actions.push(Action::Kill(world.fleet.stop.is_none()));
         }
         if usize::from(world.now) + 1 < self.config.times.len() {
             actions.push(Action::Advance);
@@ -146,7 +141,7 @@ impl Protocol {
                 Errand::Release {
                     parcel: Parcel::Action(key),
                     with_facts,
-                } if idle && (self.config.notices || key.step != Step::Notify) => {
+                } if idle && !self.is_posted(Name::of(n, &key)) => {
                     let name = Name::of(n, &key);
                     if !with_facts {
                         actions.push(Action::Release(name));
@@ -172,9 +167,13 @@ impl Protocol {
         if world.left.flags > 0 && !world.flags.get(usize::from(n)).is_some_and(|flag| *flag) {
             actions.push(Action::Flag(n));
         }
-        let mines = |book: &books::Account| book.mines_until.is_some();
-        if world.left.quiets > 0 && world.books.accounts.get(usize::from(n)).is_some_and(mines) {
-            actions.push(Action::Quiet(n));
+        let first = world.shows.get(usize::from(n)).and_then(|all| all.first());
+        if world.left.evidence > 0 && first == Some(&Shows::TwoClasses) {
+            let several = self.config.droplets > 1;
+            actions.extend(
+                [Change::Quiet, Change::OneClass, Change::Unseen].map(|to| Action::Evidence(n, to)),
+            );
+            actions.extend(several.then_some(Action::Evidence(n, Change::FirstQuiet)));
         }
         self.people_may(world, n, actions);
     }
@@ -204,7 +203,32 @@ impl Protocol {
         }
     }
 
+    /// Something happens, and the oracles look at what it left behind.
     fn act(&self, world: &mut World, action: &Action) -> Option<()> {
+        self.happen(world, action)?;
+        for n in 0..self.config.accounts {
+            if self.bent(Bend::NeverUndone) {
+                Self::pass_for_undone(world, n, self.time(world.now));
+            }
+            self.look(world, n)?;
+            self.post(world, n)?;
+            self.look(world, n)?;
+        }
+        Some(())
+    }
+
+    /// What a broken shell does to an undoing: it says that it is done.
+    fn pass_for_undone(world: &mut World, n: u8, at: Time) {
+        Self::change(world, n, |dossier, _| {
+            let undoing = |held: &&mut Planned| held.key.undo && held.state == State::Planned;
+            for held in dossier.actions.iter_mut().filter(undoing) {
+                held.state = State::Done { at };
+            }
+            Ok::<_, davy_decision::dossier::Refusal>(())
+        });
+    }
+
+    fn happen(&self, world: &mut World, action: &Action) -> Option<()> {
         match *action {
             Action::Turn(n) => {
                 let turned = self.turn(world, n)?;
@@ -223,7 +247,7 @@ impl Protocol {
             }
             Action::Release(name) => self.commit(world, Replica::Idle, name, None)?,
             Action::Send(wire) => {
-                world.books.sent(&wire, self.time(world.now));
+                world.books.sent(&wire, self.time(world.now).unix_ms());
                 world.wire.insert(wire);
                 Self::replica(world, Replica::Holding(wire), Replica::Idle)?;
             }
@@ -244,7 +268,7 @@ impl Protocol {
                 *world.flags.get_mut(usize::from(n))? = true;
             }
             Action::Kill(on) => self.kill(world, on),
-            Action::Quiet(n) => self.go_quiet(world, n)?,
+            Action::Evidence(n, change) => self.evidence(world, n, change)?,
             Action::Person(n, act) => self.person(world, n, act)?,
             Action::Advance => self.advance(world)?,
         }

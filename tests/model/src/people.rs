@@ -1,16 +1,15 @@
 //! What the customer and the provider's people do.
 
 use davy_decision::{
-    case::{Finding, Opinion, Person, Ruling, State as CaseState},
-    dossier::{Dossier, Refusal},
+    case::{Finding, Opinion, Person},
+    dossier::{Event, Refusal},
     policy::Step,
     text::Reason,
-    time::Span,
 };
 
 use crate::{
     Bend, Protocol,
-    books::{Broken, Seen},
+    books::{Broken, Seen, Text, Word},
     shell::Action,
     world::World,
 };
@@ -22,24 +21,33 @@ pub enum Act {
     Write,
     /// A person unlocks, and says whether the customer is in the right.
     Unlock(bool),
-    /// A person of that number says that it is abuse, to be locked.
-    Deny(u8),
+    /// A person says that it is abuse.
+    Deny {
+        /// Who.
+        by: u8,
+        /// What is to be done.
+        measure: Step,
+        /// Whether they take the text that everybody copies.
+        copied: bool,
+    },
     /// A person takes back.
     TakeBack,
 }
 
-/// The design's hold.
-const HOLD: Span = Span::days(30);
-/// People who deny.
-const DENIERS: u8 = 3;
+/// The design's hold, ms.
+const HOLD_MS: u64 = 30 * 86_400_000;
 
 fn person(n: u8) -> Person {
     Person(format!("p{n}"))
 }
 
-/// A reason that no other person, at no other time, gave.
-fn reason(by: u8, nth: u8) -> Option<Reason> {
-    let words: Vec<_> = (0..10).map(|word| format!("w{by}x{nth}y{word}")).collect();
+/// The words of a text.
+fn reason(text: Text) -> Option<Reason> {
+    let name = match text {
+        Text::Own(by, nth) => format!("{by}x{nth}"),
+        Text::Stock => "stock".to_owned(),
+    };
+    let words: Vec<_> = (0..10).map(|word| format!("w{name}y{word}")).collect();
     Reason::try_from(words.join(" ")).ok()
 }
 
@@ -54,30 +62,38 @@ impl Protocol {
             add(Act::Unlock(false));
             add(Act::Unlock(true));
         }
-        if left.denials > 0 {
-            (0..DENIERS).for_each(|by| add(Act::Deny(by)));
-        }
         if left.take_backs > 0 {
             add(Act::TakeBack);
+        }
+        if left.denials == 0 {
+            return;
+        }
+        for by in 0..self.config.deniers {
+            for &measure in &self.config.measures {
+                for copied in [false, true] {
+                    if !copied || self.config.copies {
+                        add(Act::Deny {
+                            by,
+                            measure,
+                            copied,
+                        });
+                    }
+                }
+            }
         }
     }
 
     pub(crate) fn person(&self, world: &mut World, n: u8, act: Act) -> Option<()> {
-        let before = world.accounts.get(usize::from(n))?.dossier.clone();
         match act {
-            Act::Write => self.write(world, n)?,
-            Act::Unlock(legitimate) => self.unlock(world, n, legitimate)?,
-            Act::Deny(by) => self.deny(world, n, by)?,
-            Act::TakeBack => self.take_back(world, n)?,
+            Act::Write => self.write(world, n),
+            Act::Unlock(legitimate) => self.unlock(world, n, legitimate),
+            Act::Deny {
+                by,
+                measure,
+                copied,
+            } => self.deny(world, n, by, measure, copied),
+            Act::TakeBack => self.take_back(world, n),
         }
-        // Opinions stand for one case, until it is appealed.
-        let after = &world.accounts.get(usize::from(n))?.dossier;
-        let appealed = |dossier: &Dossier| dossier.case.as_ref().and_then(|case| case.appealed_at);
-        if before.cases != after.cases || appealed(&before) != appealed(after) {
-            let book = world.books.accounts.get_mut(usize::from(n))?;
-            book.deniers.clear();
-        }
-        Some(())
     }
 
     fn write(&self, world: &mut World, n: u8) -> Option<()> {
@@ -86,7 +102,11 @@ impl Protocol {
         Self::change(world, n, |dossier, _| {
             dossier.hear(&key, "ticket", "it is my build farm", at)
         })?;
-        world.books.accounts.get_mut(usize::from(n))?.waits = true;
+        // Whatever was said before does not answer this.
+        let book = world.books.accounts.get_mut(usize::from(n))?;
+        book.waits = true;
+        book.decide(None);
+        world.books.spoken(n);
         Some(())
     }
 
@@ -94,68 +114,81 @@ impl Protocol {
         let (at, nth) = (self.time(world.now), world.left.unlocks);
         world.left.unlocks -= 1;
         let (settings, bent) = (&self.config.settings, self.bent(Bend::ForgottenHold));
-        let decides = decides(&world.accounts.get(usize::from(n))?.dossier);
         Self::change(world, n, |dossier, _| {
             let appealed = |case: &davy_decision::case::Case| case.appealed_at.is_some();
             let review = dossier.case.as_ref().is_some_and(appealed);
-            let reason = reason(9, nth).filter(|_| review);
+            let reason = reason(Text::Own(9, nth)).filter(|_| review);
             let events = dossier.unlock(&person(9), legitimate, reason, [], settings, at)?;
             if bent {
                 dossier.holds.clear();
             }
             Ok::<_, Refusal>(events)
         })?;
-        if decides {
-            let book = world.books.accounts.get_mut(usize::from(n))?;
-            (book.waits, book.held_until) = (false, Some(at.after(HOLD)));
-            book.allowed |= legitimate;
-            book.deniers.clear();
+        let book = world.books.accounts.get_mut(usize::from(n))?;
+        // Of a decided case it is a second review, and changes nothing.
+        if !book.decides() {
+            return Some(());
         }
+        (book.waits, book.ruled) = (false, None);
+        book.held_until_ms = Some(at.unix_ms() + HOLD_MS);
+        book.allowed |= legitimate;
+        book.decide(Some(match legitimate {
+            true => Word::Legitimate,
+            false => Word::Unsure,
+        }));
+        world.books.spoken(n);
         Some(())
     }
 
-    fn deny(&self, world: &mut World, n: u8, by: u8) -> Option<()> {
+    fn deny(&self, world: &mut World, n: u8, by: u8, measure: Step, copied: bool) -> Option<()> {
         let (at, nth) = (self.time(world.now), world.left.denials);
         world.left.denials -= 1;
-        let settings = &self.config.settings;
-        let decides = decides(&world.accounts.get(usize::from(n))?.dossier);
-        // Where it is broken, each sign-in is another person.
-        let alias = if self.bent(Bend::OnePersonTwice) {
-            person(10 + nth)
-        } else {
-            person(by)
+        let text = match copied {
+            true => Text::Stock,
+            false => Text::Own(by, nth),
+        };
+        // Where it is broken, each sign-in is another person, and each copy a text of its own.
+        let alias = match self.bent(Bend::OnePersonTwice) {
+            true => person(10 + nth),
+            false => person(by),
         };
         let opinion = Opinion {
             by: alias,
             at,
             finding: Finding::Deny,
-            measure: Some(Step::Lock),
-            reason: reason(by, nth)?,
+            measure: Some(measure),
+            reason: reason(match self.bent(Bend::CopiesTaken) {
+                true => Text::Own(by, nth),
+                false => text,
+            })?,
         };
-        Self::change(world, n, |dossier, _| dossier.opine(opinion, [], settings))?;
-        let dossier = &world.accounts.get(usize::from(n))?.dossier;
-        let denied = dossier.case.as_ref().is_some_and(|case| {
-            matches!(
-                case.state,
-                CaseState::Decided {
-                    ruling: Ruling::Denied,
-                    ..
-                }
-            )
+        let settings = &self.config.settings;
+        let given: Vec<_> = (world.texts.iter().filter(|_| !self.bent(Bend::CopiesTaken)))
+            .filter_map(|text| reason(*text))
+            .collect();
+        let taken = Self::change(world, n, |dossier, _| {
+            dossier.opine(opinion, given.iter().map(|text| ("a case", text)), settings)
         });
-        let book = world.books.accounts.get_mut(usize::from(n))?;
-        if !decides {
+        if taken.is_none() && world.texts.contains(&text) {
+            world.books.seen.insert(Seen::CopyRefused);
             return Some(());
         }
-        book.deniers.insert(by);
-        if denied {
-            if book.deniers.len() < 2 {
-                world.books.broken.insert(Broken::Denial);
-            } else {
-                world.books.seen.insert(Seen::LockedByTwo);
-            }
+        taken?;
+        world.texts.insert(text);
+        if !world.books.texts.insert(text) {
+            world.books.broken.insert(Broken::Copied);
+        }
+        let book = world.books.accounts.get_mut(usize::from(n))?;
+        if !book.decides() {
+            return Some(());
+        }
+        book.deniers.insert(by, measure);
+        if book.deniers.len() >= 2 {
+            book.ruled = book.deniers.values().min().copied();
             book.waits = false;
-            book.deniers.clear();
+            book.decide(Some(Word::Denied));
+            world.books.ruled(n);
+            world.books.seen.insert(Seen::DeniedByTwo);
         }
         Some(())
     }
@@ -164,29 +197,23 @@ impl Protocol {
         let at = self.time(world.now);
         world.left.take_backs -= 1;
         let settings = &self.config.settings;
-        let case = world.accounts.get(usize::from(n))?.dossier.case.clone();
-        Self::change(world, n, |dossier, _| {
+        let events = Self::change(world, n, |dossier, _| {
             dossier.take_back(&person(8), settings, at)
         })?;
+        let reopened = |event: &Event| matches!(event, Event::TakenBack { .. });
+        let reopened = events.iter().any(reopened);
         let book = world.books.accounts.get_mut(usize::from(n))?;
-        let ruling = match case?.state {
-            CaseState::Decided { ruling, .. } => Some(ruling),
-            _ => None,
-        };
-        match ruling {
-            Some(Ruling::Legitimate) => book.allowed = false,
-            Some(Ruling::Unsure) => {}
-            Some(Ruling::Denied) | None => book.held_until = Some(at.after(HOLD)),
+        match book.case.and_then(|case| case.decided) {
+            Some(Word::Legitimate) if reopened => book.allowed = false,
+            Some(Word::Legitimate | Word::Unsure) => {}
+            Some(Word::Denied) | None => {
+                (book.held_until_ms, book.ruled) = (Some(at.unix_ms() + HOLD_MS), None);
+            }
         }
-        if ruling.is_some() {
-            book.deniers.clear();
+        if reopened {
+            book.decide(None);
         }
+        world.books.spoken(n);
         Some(())
     }
-}
-
-/// Whether a word of a person decides the case now.
-fn decides(dossier: &Dossier) -> bool {
-    (dossier.case.as_ref())
-        .is_some_and(|case| matches!(case.state, CaseState::Open | CaseState::Claimed { .. }))
 }

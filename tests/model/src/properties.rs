@@ -1,14 +1,19 @@
 //! The design's invariants as properties of the model, and what must be reachable so that they say something.
 
 use davy_decision::{
-    action::State, case::Person, dossier::Dossier, policy::Step, text::Reason, time::Time,
+    action::{Action, Recipient, State},
+    case::Person,
+    dossier::Dossier,
+    policy::Step,
+    text::Reason,
+    time::Time,
 };
 use stateright::Property;
 
 use crate::{
     Protocol,
     books::{Broken, Seen},
-    world::{Name, World},
+    world::{Name, Replica, World},
 };
 
 /// Every property; `always` ones are named after the invariant.
@@ -19,6 +24,12 @@ pub fn all() -> Vec<Property<Protocol>> {
         Property::always("6: every automated action is undone in one step", undoable),
         Property::always("7: one effect per step, account and episode", one_effect),
         Property::always("7: no effect is forgotten", no_effect_is_forgotten),
+        Property::always(
+            "7: what a safety speaks against is undone in the end",
+            undone_in_the_end,
+        ),
+        Property::always("5: nothing harsher than a ruling stands", nothing_harsher),
+        Property::always("6: an undoing that is refused pages", refused_undoing_pages),
         Property::always("8: no more droplets than the budget", within_share),
     ]);
     all.extend(reachable());
@@ -43,60 +54,154 @@ fn never_broken() -> Vec<Property<Protocol>> {
             kept(w, Broken::Hold)
         }),
         Property::always("5: two people deny", |_, w| kept(w, Broken::Denial)),
+        Property::always("5: no step of people's over an unanswered word", |_, w| {
+            kept(w, Broken::Unheard)
+        }),
+        Property::always("5: no copied text denies", |_, w| kept(w, Broken::Copied)),
         Property::always("6: an open case and a statement", |_, w| {
             kept(w, Broken::Case)
+        }),
+        Property::always("6: a decision that is kept", |_, w| {
+            kept(w, Broken::Undecided)
         }),
         Property::always("7: no release twice", |_, w| kept(w, Broken::Twice)),
         Property::always("a stale plan never runs", |_, w| kept(w, Broken::StalePlan)),
         Property::always("8: no more releases than the budget", |_, w| {
             kept(w, Broken::Budget)
         }),
-        Property::always("8: the kill switch stops", |_, w| kept(w, Broken::Stopped)),
+        Property::always("8: no more releases after the stop", |_, w| {
+            kept(w, Broken::ReleasedStopped)
+        }),
+        Property::always("8: nothing leaves a second after the stop", |_, w| {
+            kept(w, Broken::SentStopped)
+        }),
     ]
 }
 
 /// What must be reachable in some configuration.
 fn reachable() -> Vec<Property<Protocol>> {
-    fn seen(world: &World, seen: Seen) -> bool {
-        world.books.seen.contains(&seen)
+    macro_rules! seen {
+        ($($name:literal: $seen:ident,)*) => {
+            [$(Property::sometimes($name, |_: &Protocol, w: &World| {
+                w.books.seen.contains(&Seen::$seen)
+            }),)*]
+        };
     }
-    vec![
+    let mut all = vec![
+        Property::sometimes("noticed", |_, w: &World| {
+            w.felt.keys().any(|name| name.step == Step::Notify)
+        }),
         Property::sometimes("throttled", |_, w: &World| {
             w.felt.keys().any(|name| name.step == Step::Throttle)
         }),
         Property::sometimes("powered down", |_, w: &World| {
             w.felt.keys().any(|name| name.step == Step::PowerDown)
         }),
+        Property::sometimes("locked", |_, w: &World| {
+            w.felt.keys().any(|name| name.step == Step::Lock)
+        }),
         Property::sometimes("undone", |_, w: &World| {
             w.plane.iter().any(|(name, fate)| name.undo && fate.done)
         }),
-        Property::sometimes("a doubt resolved as done", |_, w: &World| {
-            seen(w, Seen::DoubtResolvedAsDone)
+        Property::sometimes(
+            "done in doubt, and undone in the end",
+            |protocol: &Protocol, w: &World| {
+                let done = |name: &Name| w.plane.get(name).is_some_and(|fate| fate.done);
+                w.books.spoken_against.iter().any(done) && rests(protocol, w)
+            },
+        ),
+        Property::sometimes("ruled, and at rest", |protocol, w: &World| {
+            let mut books = w.books.accounts.iter();
+            books.any(|book| book.ruled.is_some()) && rests(protocol, w)
         }),
-        Property::sometimes("released again", |_, w: &World| {
-            seen(w, Seen::ReleasedAgain)
-        }),
-        Property::sometimes("refused for lateness", |_, w: &World| {
-            seen(w, Seen::TooLate)
-        }),
-        Property::sometimes("stepped back", |_, w: &World| seen(w, Seen::SteppedBack)),
-        Property::sometimes("locked by two people", |_, w: &World| {
-            seen(w, Seen::LockedByTwo)
-        }),
-        Property::sometimes("withheld for another's budget", |_, w: &World| {
-            seen(w, Seen::WithheldForBudget)
-        }),
-        Property::sometimes("withheld for the kill switch", |_, w: &World| {
-            seen(w, Seen::WithheldForStop)
-        }),
-    ]
+    ];
+    all.extend(seen! {
+        "a doubt resolved as done": DoubtResolvedAsDone,
+        "released again": ReleasedAgain,
+        "refused for lateness": TooLate,
+        "stepped back": SteppedBack,
+        "denied by two people": DeniedByTwo,
+        "a copied text refused": CopyRefused,
+        "withheld for another's budget": WithheldForBudget,
+        "withheld for the kill switch": WithheldForStop,
+        "withheld for the evidence": WithheldForEvidence,
+        "a throttle refused": ThrottleRefused,
+        "an undoing refused": UndoingRefused,
+        "a refused undoing asked for again": UndoingAskedAgain,
+    });
+    all
 }
 
-/// No two keys did the same automated step.
+/// Whether nothing is under way any more and nothing is left to do, but for what people and letters may bring.
+fn rests(protocol: &Protocol, world: &World) -> bool {
+    let last = usize::from(world.now) + 1 == protocol.config.times.len();
+    let idle = world.replicas.iter().all(|held| *held == Replica::Idle);
+    last && idle
+        && (0_u8..).zip(&world.accounts).all(|(n, record)| {
+            let settled = |action: &Action| {
+                matches!(
+                    action.state,
+                    State::Done { .. } | State::Refused { .. } | State::Withheld { .. }
+                )
+            };
+            record.dossier.actions.iter().all(settled)
+                && (protocol.turn(world, n)).is_some_and(|turned| turned.print == record.print)
+        })
+}
+
+/// After this an undoing that was refused is asked for again, ms.
+const UNDO_AGAIN_MS: u64 = 900_000;
+
+/// Whether the control plane has refused to undo it, for good or a moment ago: people were paged, and it stands until it is asked
+/// for again.
+fn is_stuck(protocol: &Protocol, world: &World, name: Name) -> bool {
+    let undo = Name { undo: true, ..name };
+    let for_good = world.plane.get(&undo).is_some_and(|fate| !fate.done);
+    let now_ms = protocol.time(world.now).unix_ms();
+    let just_now = match protocol.state(world, undo) {
+        Some(State::Refused { at, .. }) => now_ms - at.unix_ms() < UNDO_AGAIN_MS,
+        _ => false,
+    };
+    for_good || just_now
+}
+
+/// At rest, nothing of automation's is felt that a safety of the customer's own speaks against: one that appeared while it was
+/// in doubt, or one that is in force. That the customer wrote when it was done already lifts nothing by itself.
+fn undone_in_the_end(protocol: &Protocol, world: &World) -> bool {
+    let at_ms = protocol.time(world.now).unix_ms();
+    let wrong = |(name, automated): (&Name, &bool)| {
+        let account = world.books.accounts.get(usize::from(name.account));
+        let speaks = account.is_some_and(|account| account.speaks(at_ms));
+        let stands = *automated && name.step != Step::Notify && !is_stuck(protocol, world, *name);
+        stands && (speaks || world.books.spoken_against.contains(name))
+    };
+    !world.felt.iter().any(wrong) || !rests(protocol, world)
+}
+
+/// At rest, nothing is felt that is harsher than what two people ruled.
+fn nothing_harsher(protocol: &Protocol, world: &World) -> bool {
+    let harsher = |name: &Name| {
+        let account = world.books.accounts.get(usize::from(name.account));
+        let ruled = account.and_then(|account| account.ruled);
+        ruled.is_some_and(|ruled| name.step > ruled) && !is_stuck(protocol, world, *name)
+    };
+    !world.felt.keys().any(harsher) || !rests(protocol, world)
+}
+
+/// Whoever is on call is told of every undoing that the record knows to be refused.
+fn refused_undoing_pages(_: &Protocol, world: &World) -> bool {
+    world.accounts.iter().all(|record| {
+        let refused = |held: &&Action| held.key.undo && matches!(held.state, State::Refused { .. });
+        let paged = (record.dossier.letters.iter()).filter(|letter| letter.to == Recipient::OnCall);
+        record.dossier.actions.iter().filter(refused).count() <= paged.count()
+    })
+}
+
+/// No two keys did the same automated step, and none undid it twice.
 fn one_effect(_: &Protocol, world: &World) -> bool {
     let mut done: Vec<_> = (world.plane.iter())
-        .filter(|(name, fate)| fate.done && fate.automated && !name.undo)
-        .map(|(name, _)| (name.account, name.episode, name.step))
+        .filter(|(_, fate)| fate.done && fate.automated)
+        .map(|(name, _)| (name.account, name.episode, name.step, name.undo))
         .collect();
     let all = done.len();
     done.sort_unstable();

@@ -1,25 +1,25 @@
-//! What may happen: replicas, network, control plane, provider and time. Every change of a record is a production transition.
+//! What may happen: replicas, network and control plane. Every change of a record is a production transition.
+
+use std::sync::Arc;
 
 use davy_decision::{
-    account::{
-        AccountId, Cents, Droplet, DropletId, Facts, Invoice, InvoiceState, Known, Payments,
-    },
+    account::Facts,
     action::{Action as Planned, Parcel, State},
-    case::Case,
+    decide::Plan,
     dossier::{Dossier, Errand, Event},
-    episode::{Classes, Sighting},
-    fleet::{Fleet, Stop},
+    fleet::Fleet,
     policy::Step,
-    time::{Span, Time},
+    time::Time,
 };
-use davy_evidence::Level;
 
 use crate::{
-    Bend, Protocol, T0,
+    Bend, Protocol,
     books::{Books, Release, Seen},
     people::Act,
+    surroundings::{Change, OLD, account},
     world::{
-        Answer, Fate, Fetched, Name, Record, Replica, Said, Snapshot, Wire, World, print_fleet,
+        Answer, Fate, Fetched, Kept, Name, Record, Replica, Said, Snapshot, Wire, World, decided,
+        print_fleet,
     },
 };
 
@@ -52,101 +52,15 @@ pub enum Action {
     Flag(u8),
     /// The kill switch is turned.
     Kill(bool),
-    /// The evidence goes quiet.
-    Quiet(u8),
+    /// The evidence changes.
+    Evidence(u8, Change),
     /// Somebody does something.
     Person(u8, Act),
     /// Time passes.
     Advance,
 }
 
-/// Long ago enough that no fact is fresh.
-const OLD: Span = Span::hours(2);
-
-fn id<T: for<'a> TryFrom<&'a str>>(text: &str) -> T {
-    match T::try_from(text) {
-        Ok(id) => id,
-        Err(_) => unreachable!("ids of the model are ids"),
-    }
-}
-
-/// The account of that number.
-#[must_use]
-pub fn account(n: u8) -> AccountId {
-    id(&format!("a{n}"))
-}
-
 impl Protocol {
-    pub(crate) fn droplets(&self, account: u8) -> Vec<DropletId> {
-        (0..self.config.droplets)
-            .map(|n| id(&format!("d{account}-{n}")))
-            .collect()
-    }
-
-    /// Facts of a young account that owes, as of `at`.
-    pub(crate) fn facts(&self, account: u8, flag: bool, at: Time) -> Facts {
-        fn known<T>(value: T, as_of: Time) -> Option<Known<T>> {
-            Some(Known { value, as_of })
-        }
-        let since = T0.before(Span::days(1));
-        let inventory = self.droplets(account).into_iter().map(|id| {
-            let droplet = Droplet {
-                created_at: since,
-                vcpus: 2,
-            };
-            (id, droplet)
-        });
-        let payments = Payments {
-            last_invoice: Some(Invoice {
-                amount: Cents(5_000),
-                due: since,
-                state: InvoiceState::Failed,
-            }),
-            ..Payments::default()
-        };
-        Facts {
-            created_at: known(since, at),
-            first_payment_at: known(None, at),
-            first_droplet_at: known(Some(since), at),
-            payments: known(payments, at),
-            run_rate: known(Cents(5_000), at),
-            credit: known(None, at),
-            high_cpu_allowed: known(flag, at),
-            vouched: known(None, at),
-            links: known(Vec::new(), at),
-            droplets: known(inventory.collect(), at),
-        }
-    }
-
-    /// The time that facts read now are of: a flag set in a step is of after what was read before it.
-    pub(crate) fn facts_time(&self, world: &World, account: u8) -> Time {
-        let flag = world.flags.get(usize::from(account)).copied();
-        self.time(world.now)
-            .after(Span::ms(flag.unwrap_or_default().into()))
-    }
-
-    pub(crate) fn observe(&self, dossier: &mut Dossier, n: u8, from: Time, to: Time, level: Level) {
-        for droplet in self.droplets(n) {
-            let classes = Classes {
-                fp_rounding: level == Level::Mining,
-                register_randomness: level == Level::Mining,
-                pmu: false,
-            };
-            let sighting = Sighting {
-                droplet,
-                host: "h1".to_owned(),
-                from,
-                to,
-                level,
-                classes,
-                cpu_percent: 200,
-                neighbours_wait_percent: None,
-                reasons: Vec::new(),
-            };
-            dossier.observe(sighting, &self.config.settings);
-        }
-    }
-
     pub(crate) fn turn(&self, world: &World, n: u8) -> Option<Record> {
         let record = world.accounts.get(usize::from(n))?;
         let key = (record.print, print_fleet(&world.fleet), world.now);
@@ -157,8 +71,18 @@ impl Protocol {
         }
         let mut dossier = Dossier::clone(&record.dossier);
         let at = self.time(world.now);
-        dossier.turn(&world.fleet, &self.policies, &self.config.settings, at);
-        let turned = Record::new(dossier);
+        let turn = dossier.turn(&world.fleet, &self.policies, &self.config.settings, at);
+        let mut decisions = Arc::clone(&record.decisions);
+        if let (Some((_, plan)), false) = (turn.decision, self.bent(Bend::DecisionNotKept)) {
+            let Plan { steps, targets, .. } = plan;
+            Arc::make_mut(&mut decisions).insert(dossier.decisions, Kept { steps, targets });
+        }
+        if self.bent(Bend::StatementLost) {
+            for action in &mut dossier.actions {
+                action.statement.clear();
+            }
+        }
+        let turned = Record::new(dossier, decisions);
         if let Ok(mut turns) = self.turns.lock() {
             turns.insert(key, turned.clone());
         }
@@ -174,7 +98,7 @@ impl Protocol {
         let record = world.accounts.get_mut(usize::from(n))?;
         let (mut dossier, mut fleet) = (Dossier::clone(&record.dossier), world.fleet.clone());
         let brought = change(&mut dossier, &mut fleet).ok()?;
-        (*record, world.fleet) = (Record::new(dossier), fleet);
+        (*record, world.fleet) = (record.with(dossier), fleet);
         Some(brought)
     }
 
@@ -202,6 +126,9 @@ impl Protocol {
 
     pub(crate) fn fetched(&self, name: Name, facts: Fetched, at: Time) -> Result<Facts, String> {
         match facts {
+            Fetched::Old | Fetched::Failed if self.bent(Bend::OldFactsTaken) => {
+                Ok(self.facts(name.account, false, at))
+            }
             Fetched::Good { flag, at } => Ok(self.facts(name.account, flag, at)),
             Fetched::Old => Ok(self.facts(name.account, false, at.before(OLD))),
             Fetched::Failed => Err("no answer".to_owned()),
@@ -226,15 +153,14 @@ impl Protocol {
         }
         let settings = &self.config.settings;
         let events = Self::change(world, name.account, |dossier, fleet| {
-            dossier.release(&parcel, fresh, fleet, settings, at)
+            dossier.release(&parcel, fresh, (fleet, &self.policies), settings, at)
         });
         world.fleet.stop = stopped;
+        if self.bent(Bend::BudgetNotCounted) {
+            world.fleet.spent.clear();
+        }
         if let (Some(facts), Some(_)) = (facts, &events) {
-            world
-                .books
-                .accounts
-                .get_mut(usize::from(name.account))?
-                .informed(facts);
+            world.books.informed(name.account, facts);
         }
         let Some(wire) = self.wire(world, name) else {
             if let Some(events) = events {
@@ -246,42 +172,95 @@ impl Protocol {
         if events.is_none() {
             return Self::replica(world, from, Replica::Idle);
         }
-        self.note_release(world, &parcel, wire, facts, at)?;
-        if self.config.prompt {
+        self.note_release(world, &parcel, wire, facts.is_some(), at)?;
+        if self.config.prompt || self.is_posted(name) {
             self.deliver(world, wire, false)?;
-            let answers: Vec<_> = world.answers.iter().copied().collect();
+            let own = |answer: &Answer| answer.name == name;
+            let answers: Vec<_> = world.answers.iter().copied().filter(own).collect();
             for answer in answers {
                 self.take(world, answer);
+                world.answers.remove(&answer);
             }
-            world.answers.clear();
             return Self::replica(world, from, Replica::Idle);
         }
         Self::replica(world, from, Replica::Holding(wire))
     }
 
-    pub(crate) fn note_release(
+    /// Whether an action is a notice that goes out as soon as it is planned.
+    pub(crate) fn is_posted(&self, name: Name) -> bool {
+        name.step == Step::Notify && !self.config.notices
+    }
+
+    /// Notices that go out as soon as they are planned. No replica is busy with them.
+    pub(crate) fn post(&self, world: &mut World, n: u8) -> Option<()> {
+        let planned =
+            |held: &&Planned| held.key.step == Step::Notify && held.state == State::Planned;
+        let dossier = &world.accounts.get(usize::from(n))?.dossier;
+        let names: Vec<_> = (dossier.actions.iter().filter(planned))
+            .map(|held| Name::of(n, &held.key))
+            .filter(|name| self.is_posted(*name))
+            .collect();
+        for name in names {
+            let (flag, at) = (*world.flags.get(usize::from(n))?, self.facts_time(world, n));
+            let facts = (!name.undo).then_some(Fetched::Good { flag, at });
+            let replicas = std::mem::take(&mut world.replicas);
+            let posted = self.commit(world, Replica::Idle, name, facts);
+            world.replicas = replicas;
+            posted?;
+        }
+        Some(())
+    }
+
+    fn note_release(
         &self,
         world: &mut World,
         parcel: &Parcel,
         wire: Wire,
-        facts: Option<Fetched>,
+        with_facts: bool,
         at: Time,
     ) -> Option<()> {
-        let dossier = &world.accounts.get(usize::from(wire.name.account))?.dossier;
-        let planned_at = action_of(dossier, parcel)?.planned_at;
-        let order = dossier.order(parcel, &self.config.settings)?;
-        let open = dossier.case.as_ref().is_some_and(Case::is_open);
+        let record = world.accounts.get(usize::from(wire.name.account))?;
+        let order = record.dossier.order(parcel, &self.config.settings)?;
+        let droplets = self.droplets(wire.name.account);
+        let numbers = (0_u8..).zip(&droplets);
         let release = Release {
             wire,
-            facts,
-            planned_at,
-            told: open && !order.case.is_empty() && !order.text.is_empty(),
-            at,
+            droplets: numbers
+                .filter(|(_, id)| order.droplets.contains(id))
+                .map(|(number, _)| number)
+                .collect(),
+            with_facts,
+            case: order.case,
+            stated: !order.text.is_empty(),
+            decided: decided(action_of(&record.dossier, parcel)?, &record.decisions),
+            at_ms: at.unix_ms(),
         };
-        let counts = wire.name.step != Step::Notify;
         let per_hour = self.config.settings.budget_per_hour;
-        let per_hour = if counts { per_hour } else { u64::MAX };
-        world.books.released(&release, counts, per_hour);
+        world.books.released(&release, per_hour);
+        Some(())
+    }
+
+    /// What the oracles see in the records for the first time: a case, an action that waits.
+    pub(crate) fn look(&self, world: &mut World, n: u8) -> Option<()> {
+        let dossier = &world.accounts.get(usize::from(n))?.dossier;
+        let books = &mut world.books;
+        if let Some(case) = &dossier.case {
+            books.sees_case(n, case.id.number);
+        }
+        let now_ms = self.time(world.now).unix_ms();
+        for held in &dossier.actions {
+            let name = Name::of(n, &held.key);
+            match held.state {
+                State::Planned => {
+                    books.planned_ms.entry(name).or_insert(now_ms);
+                }
+                // Planned once more, it is another plan.
+                State::Withheld { .. } => {
+                    books.planned_ms.remove(&name);
+                }
+                _ => {}
+            }
+        }
         Some(())
     }
 
@@ -295,6 +274,14 @@ impl Protocol {
         let Replica::Fetched { name, facts, seen } = from else {
             return Some(());
         };
+        if self.bent(Bend::StalePlanRuns) {
+            let record = world.accounts.get_mut(usize::from(name.account))?;
+            let mut dossier = Dossier::clone(&record.dossier);
+            for held in &mut dossier.actions {
+                held.planned_at = self.time(world.now);
+            }
+            *record = record.with(dossier);
+        }
         if self.bent(Bend::LostUpdate) {
             let snapshot = world.snapshots.get(usize::from(seen))?.clone();
             *world.accounts.get_mut(usize::from(name.account))? = snapshot.record;
@@ -307,16 +294,17 @@ impl Protocol {
             };
             let fresh = Some(self.fetched(name, facts, at));
             let settings = &self.config.settings;
-            let looked = dossier.release(parcel, fresh, &mut fleet, settings, at);
+            let known = (&mut fleet, &*self.policies);
+            let looked = dossier.release(parcel, fresh, known, settings, at);
             let held = action_of(&dossier, parcel)?;
             if looked.is_ok() && matches!(held.state, State::Released { .. }) {
                 // It found nothing against it, and does not look again.
                 let now = self.time(world.now);
-                let kept = world.accounts.get(usize::from(name.account))?;
-                let mut kept = Dossier::clone(&kept.dossier);
+                let record = world.accounts.get_mut(usize::from(name.account))?;
+                let mut kept = Dossier::clone(&record.dossier);
                 (kept.holds, kept.conversation, kept.fetch_failed) = (Vec::new(), None, None);
                 (kept.facts, kept.allowed) = (self.facts(name.account, false, now), None);
-                *world.accounts.get_mut(usize::from(name.account))? = Record::new(kept);
+                *record = record.with(kept);
             }
         }
         Some(())
@@ -349,6 +337,11 @@ impl Protocol {
             }
             None if refuse => {
                 world.left.refusals = world.left.refusals.checked_sub(1)?;
+                if wire.name.undo {
+                    world.books.seen.insert(Seen::UndoingRefused);
+                } else if wire.name.step == Step::Throttle {
+                    world.books.seen.insert(Seen::ThrottleRefused);
+                }
                 world.plane.insert(wire.name, fate(false));
                 false
             }
@@ -381,9 +374,14 @@ impl Protocol {
             true => before.released_at().unwrap_or(released_at),
             false => released_at,
         };
-        Self::change(world, name.account, |dossier, _| {
-            dossier.learn(&parcel, of, said.outcome(), settings, at)
+        Self::change(world, name.account, |dossier, fleet| {
+            dossier.learn(&parcel, of, said.outcome(), (fleet, settings), at)
         })?;
+        if said != Said::Nothing {
+            let done = said == Said::Done;
+            let released_ms = of.unix_ms();
+            world.books.answered(name, released_ms, done);
+        }
         let after = self.state(world, name)?;
         if matches!(before, State::Doubtful { .. }) {
             match (&after, said) {
@@ -431,57 +429,6 @@ impl Protocol {
         Some(())
     }
 
-    pub(crate) fn advance(&self, world: &mut World) -> Option<()> {
-        let before = self.time(world.now);
-        world.now += 1;
-        let at = self.time(world.now);
-        for n in 0..self.config.accounts {
-            let flag = *world.flags.get(usize::from(n))?;
-            let mines = world.books.accounts.get(usize::from(n))?.mines_until == Some(before);
-            let refresh = at - before >= Span::hours(1);
-            Self::change(world, n, |dossier, _| {
-                if mines {
-                    self.observe(dossier, n, before, at, Level::Mining);
-                }
-                if refresh {
-                    let of = at.after(Span::ms(flag.into()));
-                    dossier.inform(self.facts(n, flag, of), at)?;
-                }
-                Ok::<_, davy_decision::dossier::Refusal>(())
-            })?;
-            let book = world.books.accounts.get_mut(usize::from(n))?;
-            if mines {
-                book.mines_until = Some(at);
-            }
-            if refresh {
-                let at = at.after(Span::ms(flag.into()));
-                book.informed(Fetched::Good { flag, at });
-            }
-        }
-        Some(())
-    }
-
-    pub(crate) fn go_quiet(&self, world: &mut World, n: u8) -> Option<()> {
-        world.left.quiets -= 1;
-        world.books.accounts.get_mut(usize::from(n))?.mines_until = None;
-        let at = self.time(world.now);
-        Self::change(world, n, |dossier, _| {
-            self.observe(dossier, n, at, at, Level::Quiet);
-            Ok::<_, ()>(())
-        })
-    }
-
-    pub(crate) fn kill(&self, world: &mut World, on: bool) {
-        world.left.kill_turns -= 1;
-        let at = self.time(world.now);
-        world.books.stopped = on.then_some(at);
-        world.fleet.stop = on.then(|| Stop {
-            since: at,
-            by: "olga".to_owned(),
-            why: "drill".to_owned(),
-        });
-    }
-
     pub(crate) fn free(&self, world: &mut World, n: u8) -> Option<()> {
         let (at, bent) = (self.time(world.now), self.bent(Bend::BudgetGivenBack));
         Self::change(world, n, |dossier, fleet| {
@@ -517,6 +464,9 @@ fn note_withheld(books: &mut Books, events: &[Event]) {
             }
             if why.contains("kill_switch") {
                 books.seen.insert(Seen::WithheldForStop);
+            }
+            if why.contains("evidence") {
+                books.seen.insert(Seen::WithheldForEvidence);
             }
         }
     }

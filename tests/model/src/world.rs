@@ -10,17 +10,21 @@ use std::{
 };
 
 use davy_decision::{
-    account::{AccountId, Facts},
+    account::{AccountId, DropletId, Facts},
     action::{Action, By, Key, Outcome, Parcel, State},
     case::{Case, State as CaseState},
     dossier::Dossier,
     episode::Episode,
     fleet::{Fleet, Spent},
     policy::Step,
+    safety::Allowed,
     time::Time,
 };
 
-use crate::{Bounds, books::Books};
+use crate::{
+    Bounds,
+    books::{Books, Text},
+};
 
 /// An action's key, small.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -167,26 +171,76 @@ pub enum Replica {
     Holding(Wire),
 }
 
-/// A record, with its fingerprint.
+/// What a droplet shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Shows {
+    /// A miner, on two classes of evidence.
+    TwoClasses,
+    /// A miner, on one class alone; neighbouring droplets on different ones.
+    OneClass,
+    /// Nothing.
+    Quiet,
+    /// It is not reported any more.
+    Unseen,
+}
+
+/// What is kept of a decision.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kept {
+    /// The steps it asked for.
+    pub steps: Vec<Step>,
+    /// On which droplets.
+    pub targets: Vec<DropletId>,
+}
+
+/// Decisions kept, by number.
+pub type Decisions = BTreeMap<u64, Kept>;
+
+/// A record with the decisions kept beside it, and its fingerprint.
 #[derive(Clone, Debug)]
 pub struct Record {
     /// It.
     pub dossier: Arc<Dossier>,
+    /// Decisions that were stored.
+    pub decisions: Arc<Decisions>,
     /// What tells it apart.
     pub print: u64,
 }
 
 impl Record {
-    /// Of a dossier.
+    /// Of a dossier and the decisions kept.
     #[must_use]
-    pub fn new(dossier: Dossier) -> Self {
+    pub fn new(dossier: Dossier, decisions: Arc<Decisions>) -> Self {
         let mut hasher = DefaultHasher::new();
         print_dossier(&dossier, &mut hasher);
+        // Their numbers do not matter, but whether the one is there that an action names.
+        for action in &dossier.actions {
+            decided(action, &decisions).hash(&mut hasher);
+        }
         Self {
             print: hasher.finish(),
             dossier: Arc::new(dossier),
+            decisions,
         }
     }
+
+    /// The same decisions, another dossier.
+    #[must_use]
+    pub fn with(&self, dossier: Dossier) -> Self {
+        Self::new(dossier, Arc::clone(&self.decisions))
+    }
+}
+
+/// Whether a decision is kept that asked for an action.
+#[must_use]
+pub fn decided(action: &Action, decisions: &Decisions) -> bool {
+    let By::Automation { decision } = action.by else {
+        return false;
+    };
+    (decisions.get(&decision)).is_some_and(|kept| {
+        kept.steps.contains(&action.key.step)
+            && (action.targets.iter()).all(|target| kept.targets.contains(target))
+    })
 }
 
 /// What became of a key at the control plane, for good.
@@ -228,6 +282,10 @@ pub struct World {
     pub felt: BTreeMap<Name, bool>,
     /// The provider's flags.
     pub flags: Vec<bool>,
+    /// What each account's droplets show.
+    pub shows: Vec<Vec<Shows>>,
+    /// Reasons given, as the store keeps them over all cases.
+    pub texts: BTreeSet<Text>,
     /// What may happen yet.
     pub left: Bounds,
     /// The oracles' books.
@@ -249,11 +307,12 @@ pub fn print_fleet(fleet: &Fleet) -> u64 {
     for Spent {
         at,
         account,
+        step,
         droplets,
         holds,
     } in spent
     {
-        (at, account, droplets, holds).hash(&mut h);
+        (at, account, step, droplets, holds).hash(&mut h);
     }
     h.finish()
 }
@@ -270,6 +329,8 @@ impl Hash for World {
             plane,
             felt,
             flags,
+            shows,
+            texts,
             left,
             books,
             snapshots,
@@ -279,7 +340,7 @@ impl Hash for World {
         }
         print_fleet(fleet).hash(h);
         (
-            now, replicas, wire, answers, plane, felt, flags, left, books,
+            now, replicas, wire, answers, plane, felt, flags, shows, texts, left, books,
         )
             .hash(h);
         for snapshot in snapshots {
@@ -342,6 +403,9 @@ fn print_dossier(dossier: &Dossier, h: &mut impl Hasher) {
     }
     if let Some(case) = case {
         print_case(case, h);
+        // Whether the word is an unlock's, and goes with it.
+        let of_unlock = |word: &Allowed| case.decided_at() == Some(word.since);
+        allowed.as_ref().map(of_unlock).hash(h);
     }
     for action in actions {
         print_action(action, h);
@@ -367,7 +431,15 @@ fn print_episode(episode: &Episode, h: &mut impl Hasher) {
     } = episode;
     (number, since, stirred, mining.total_ms, suspect.total_ms).hash(h);
     for (id, droplet) in droplets {
+        let classes = droplet.last.classes;
         (id, droplet.last.to, droplet.last.level as u8).hash(h);
+        (
+            classes.fp_rounding,
+            classes.register_randomness,
+            classes.pmu,
+        )
+            .hash(h);
+        (droplet.mining.total_ms, droplet.mining.until).hash(h);
     }
 }
 
@@ -405,12 +477,18 @@ fn print_action(action: &Action, h: &mut impl Hasher) {
         by,
         planned_at,
         ends_at,
-        statement: _,
+        statement,
         state,
+        // It leads to a letter alone, and those are not modelled.
+        paged: _,
     } = action;
-    (key, targets, planned_at, ends_at).hash(h);
+    (key, targets, planned_at, ends_at, statement.is_empty()).hash(h);
     matches!(by, By::Automation { .. }).hash(h);
     print_state(state, h);
+    // An undoing that was refused is asked for again only after a while.
+    if let (State::Refused { at, .. }, true) = (state, key.undo) {
+        at.hash(h);
+    }
 }
 
 fn print_state(state: &State, h: &mut impl Hasher) {
@@ -423,7 +501,7 @@ fn print_state(state: &State, h: &mut impl Hasher) {
             since,
             query_at,
         } => (released_at, since, query_at).hash(h),
-        // When it was known says nothing any more.
+        // When it was known says nothing any more, but for a refused undoing.
         State::Done { .. } | State::Refused { .. } => {}
     }
 }
