@@ -348,7 +348,8 @@ async fn reviewers_of_an_appeal_do_not_see_each_other() {
     world.second("cid", CIDS).await.unwrap();
     for reader in ["dan", "billing"] {
         let shown = world.shown(reader).await;
-        assert_eq!(shown.opinions_withheld, 1);
+        assert!(shown.review_wanted);
+        assert_eq!(shown.case.as_ref().map(|case| case.opinions), Some(0));
         assert!(
             shown
                 .opinions
@@ -358,18 +359,14 @@ async fn reviewers_of_an_appeal_do_not_see_each_other() {
         let all = format!("{shown:?}");
         assert!(!all.contains("fit no workload"), "{all}");
         let entries = world.audit(reader).await;
-        let hidden: Vec<_> = entries
-            .iter()
-            .filter(|entry| entry.note_json.is_none())
-            .collect();
-        assert_eq!(hidden.len(), 1);
+        assert!(entries.iter().any(|entry| entry.note_json.is_none()));
         assert!(
             !format!("{entries:?}").contains("\\\"by\\\":\\\"cid\\\""),
             "{entries:?}"
         );
     }
     let own = world.shown("cid").await;
-    assert_eq!((own.opinions_withheld, own.opinions.len()), (0, 3));
+    assert_eq!((own.review_wanted, own.opinions.len()), (false, 3));
     assert!(
         world
             .audit("cid")
@@ -382,7 +379,7 @@ async fn reviewers_of_an_appeal_do_not_see_each_other() {
     let changed = world.unlock("dan", DANS).await.unwrap().into_inner();
     assert_eq!(changed.case.unwrap().ruling.as_deref(), Some("legitimate"));
     let shown = world.shown("ann").await;
-    assert_eq!((shown.opinions_withheld, shown.opinions.len()), (0, 4));
+    assert_eq!((shown.review_wanted, shown.opinions.len()), (false, 4));
     let entries = world.audit("ann").await;
     let mut chain = Chain::default();
     for entry in entries {

@@ -14,11 +14,13 @@
 
 mod again;
 mod cases;
+mod people;
 #[expect(dead_code, reason = "shared with the tests of the store")]
 #[path = "../store/place.rs"]
 mod place;
 mod program;
 mod provider;
+mod replicas;
 mod safeties;
 mod silence;
 #[expect(dead_code, reason = "shared with the tests of a running detector")]

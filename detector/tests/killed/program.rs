@@ -131,6 +131,21 @@ impl Program {
         self.agent_ends().await;
     }
 
+    /// It does nothing until it is resumed, and keeps what it holds.
+    pub(crate) async fn pause(&self) {
+        self.signal("STOP").await;
+    }
+
+    pub(crate) async fn resume(&self) {
+        self.signal("CONT").await;
+    }
+
+    async fn signal(&self, signal: &str) {
+        let pid = self.child.id().unwrap().to_string();
+        let sent = Command::new("kill").args(["-s", signal, &pid]).status();
+        assert!(sent.await.unwrap().success());
+    }
+
     /// As a power cut would end it.
     pub(crate) async fn kill(mut self) {
         self.child.start_kill().unwrap();

@@ -97,6 +97,21 @@ impl Book {
         orders
     }
 
+    /// Whatever reached it under `key`, in order.
+    pub(crate) fn about(&self, key: &str) -> Vec<&Came> {
+        let named = |came: &&Came| match came {
+            Came::Order { key: held, .. } | Came::Query { key: held, .. } => held == key,
+        };
+        self.came.iter().filter(named).collect()
+    }
+
+    /// The effects that took place, sorted.
+    pub(crate) fn sorted(&self) -> Vec<String> {
+        let mut effects = self.effects.clone();
+        effects.sort();
+        effects
+    }
+
     /// The answers to queries about `key`.
     pub(crate) fn answers(&self, key: &str) -> Vec<Option<v1::ActionOutcome>> {
         let of_key = |came: &Came| match came {

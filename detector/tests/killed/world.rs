@@ -1,14 +1,15 @@
 //! A store, a provider, and a detector that is started on them again and again; and what has to hold when all is over.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use davy_decision::account::AccountId;
-use davy_decision::action::{Action, By, State};
+use davy_decision::action::{Action, By, Letter, State};
 use davy_decision::audit::{Actor, Chain, Entry};
+use davy_decision::case::Person;
 use davy_decision::dossier::{Dossier, Event};
 use davy_decision::fleet::{Fleet, Stop};
-use davy_decision::policy::DEFAULT;
+use davy_decision::policy::{DEFAULT, Step};
 use davy_decision::settings::Settings;
 use davy_detector::desk::{Desk, system_clock};
 use davy_detector::store::Memory;
@@ -20,7 +21,7 @@ use tonic::Request;
 
 use crate::place::Place;
 use crate::program::{Program, QUIET, comes_true, until};
-use crate::provider::{ACCOUNT, Came, Provider};
+use crate::provider::{ACCOUNT, Book, Came, Provider};
 
 /// The steps that automation takes, in order, and what takes them back.
 pub(crate) const NOTIFY: &str = "new/1/notify/0";
@@ -30,8 +31,12 @@ pub(crate) const UNDO_THROTTLE: &str = "new/1/throttle/0/undo";
 /// The points that an order passes on its way.
 pub(crate) const POINTS: [&str; 4] = ["before_release", "released", "delivered", "learnt"];
 
-/// The person's token.
-const ANN: &str = "ann's token";
+/// How often something is tried that a slow moment can spoil.
+pub(crate) const TRIES_MAX: usize = 5;
+
+/// People's tokens, after whom they are named.
+const ANN: &str = "ann";
+const BEN: &str = "ben";
 /// What is waited for most is the rules' own time: many at once cost little.
 static AT_ONCE: Semaphore = Semaphore::const_new(10);
 
@@ -100,7 +105,8 @@ impl World {
         until("the fleet is counted", || async {
             let mut automation = AutomationClient::new(program.channel.clone());
             let fleet = automation.get_fleet(by_ann(v1::GetFleetRequest {})).await;
-            fleet.unwrap().into_inner().droplets >= Some(QUIET)
+            // It may not listen yet.
+            fleet.is_ok_and(|fleet| fleet.into_inner().droplets >= Some(QUIET))
         })
         .await;
         program
@@ -144,14 +150,75 @@ impl World {
         let _ = cases.unlock(by_ann(request)).await;
     }
 
-    /// Turns the kill switch, as another replica would.
-    pub(crate) async fn stop_automation(&self) {
+    /// Leaves it dead with the notice done and the throttle planned.
+    pub(crate) async fn before_throttle(&self) {
+        for _ in 0..TRIES_MAX {
+            self.run(Some("before_release:2")).await.dies().await;
+            let records = self.records().await;
+            let state = |key| state_of(&records.dossier, key);
+            if (state(NOTIFY), state(THROTTLE)) == ("done", "planned") {
+                return;
+            }
+        }
+        panic!("the notice is not done before the throttle is to be released");
+    }
+
+    /// Leaves it dead at that point of the throttle's way.
+    pub(crate) async fn dies_on_throttle(&self, point: &str) {
+        self.before_throttle().await;
+        if point != "before_release" {
+            self.run(Some(&format!("{point}:1"))).await.dies().await;
+        }
+    }
+
+    /// The first of two people denies.
+    pub(crate) async fn proposes_denial(&self, program: &Program, measure: &str) {
+        let request = v1::ProposeDenialRequest {
+            case: case(),
+            reason: "four rounding modes and random registers for hours, and nobody answers us"
+                .into(),
+            measure: measure.to_owned(),
+        };
+        let mut cases = CasesClient::new(program.channel.clone());
+        cases.propose_denial(by(ANN, request)).await.unwrap();
+    }
+
+    /// The second one does. The detector may die of it before it has answered.
+    pub(crate) async fn agrees(&self, program: &Program, measure: &str) {
+        let request = v1::SecondOpinionRequest {
+            case: case(),
+            finding: v1::Finding::Deny.into(),
+            reason: "the same card paid for three accounts that we closed for mining last week"
+                .into(),
+            measure: measure.to_owned(),
+        };
+        let mut cases = CasesClient::new(program.channel.clone());
+        let _ = cases.second_opinion(by(BEN, request)).await;
+    }
+
+    /// A person answers the customer. The detector may die of it before it has answered.
+    pub(crate) async fn answers(&self, program: &Program) {
+        let request = v1::AnswerRequest {
+            case: case(),
+            text: "what does the droplet compute?".into(),
+        };
+        let mut cases = CasesClient::new(program.channel.clone());
+        let _ = cases.answer(by(ANN, request)).await;
+    }
+
+    /// The records, as another replica changes them.
+    async fn desk(&self) -> Desk {
         let memory = self.place.open().await;
-        let desk = Desk {
+        Desk {
             ledger: memory as _,
             settings: Arc::new(Settings::default()),
             clock: system_clock(),
-        };
+        }
+    }
+
+    /// Turns the kill switch, as another replica would.
+    pub(crate) async fn stop_automation(&self) {
+        let desk = self.desk().await;
         let stop = Stop {
             since: desk.now(),
             by: "ann".to_owned(),
@@ -164,6 +231,41 @@ impl World {
         };
         let ann = Actor::Person("ann".to_owned());
         desk.change_fleet(ann, Arc::new(change)).await.unwrap();
+    }
+
+    /// Others' actions use the hour's budget up.
+    pub(crate) async fn use_up_the_budget(&self) {
+        let desk = self.desk().await;
+        let (now, most) = (desk.now(), desk.settings.budget_per_hour);
+        let change = move |fleet: &mut Fleet| {
+            for n in 0..most {
+                let other = AccountId::try_from(format!("other-{n}")).unwrap();
+                fleet.spend(now, &other, Step::Throttle, 1);
+            }
+            Vec::new()
+        };
+        let change = Arc::new(change);
+        desk.change_fleet(Actor::Automation, change).await.unwrap();
+    }
+
+    /// The customer writes to another replica.
+    pub(crate) async fn customer_writes(&self) {
+        let hear = |dossier: &mut Dossier, _: &Settings, at| {
+            dossier.hear("m1", "ticket", "it is my render farm", at)
+        };
+        let account = ACCOUNT.try_into().unwrap();
+        let desk = self.desk().await;
+        desk.act(account, Actor::Customer, hear).await.unwrap();
+    }
+
+    /// A person unlocks with another replica.
+    pub(crate) async fn unlocked_elsewhere(&self) {
+        let unlock = |dossier: &mut Dossier, settings: &Settings, at| {
+            dossier.unlock(&Person("ann".to_owned()), false, None, [], settings, at)
+        };
+        let (account, ann) = (ACCOUNT.try_into().unwrap(), Actor::Person("ann".to_owned()));
+        let desk = self.desk().await;
+        desk.act(account, ann, unlock).await.unwrap();
     }
 
     /// What the records hold; no detector may run.
@@ -184,6 +286,13 @@ impl World {
     /// Ends the detector, once it had the time to do something wrong, and looks at everything.
     pub(crate) async fn end(&self, program: Program) -> Records {
         program.hear(4).await;
+        // A page of this very moment may be on its way.
+        self.await_record(&program, "nothing is under way", |dossier| {
+            let actions = dossier.actions.iter().map(|held| &held.state);
+            let letters = dossier.letters.iter().map(|held| &held.state);
+            !actions.chain(letters).any(State::is_under_way)
+        })
+        .await;
         program.kill().await;
         let records = self.records().await;
         self.check(&records);
@@ -203,15 +312,26 @@ impl World {
         let errands = dossier.errands(fleet, now);
         assert!(errands.is_empty(), "nothing is left to do: {errands:?}");
         for action in &dossier.actions {
-            let key = action.key.to_string();
-            let effects = usize::from(matches!(action.state, State::Done { .. }));
-            assert!(!action.is_under_way(), "{key}: {:?}", action.state);
-            assert_eq!(book.took_effect(&key), effects, "{key}: {:?}", book.came);
-            stands_on_a_decision(action, decisions);
+            stands_on_a_decision(action, decisions, log);
         }
-        let held: BTreeSet<_> = (dossier.actions.iter())
-            .map(|action| action.key.to_string())
-            .collect();
+        let actions = dossier
+            .actions
+            .iter()
+            .map(|held| (held.key.to_string(), &held.state));
+        let letters = dossier
+            .letters
+            .iter()
+            .map(|held| (letter_key(held), &held.state));
+        let parcels: BTreeMap<_, _> = actions.chain(letters).collect();
+        for (key, state) in &parcels {
+            let effects = usize::from(matches!(state, State::Done { .. }));
+            assert!(!state.is_under_way(), "{key}: {state:?}");
+            assert_eq!(book.took_effect(key), effects, "{key}: {:?}", book.came);
+        }
+        let held: BTreeSet<_> = parcels.into_keys().collect();
+        counted_once(dossier, fleet, log);
+        let numbers: Vec<_> = (1..=dossier.decisions).collect();
+        assert_eq!(*decisions, numbers, "each decision is kept once");
         for key in &book.effects {
             assert!(held.contains(key), "nobody asked for {key}");
             if let Some(undone) = key.strip_suffix("/undo") {
@@ -229,6 +349,7 @@ impl World {
         assert_eq!((dossier.episodes, dossier.cases), (1, 1));
         for key in &held {
             sent_again_only_if_never_seen(&book.came, key);
+            ends_as_it_is_known(&book, key);
             let orders = book.orders(key);
             let same = orders.iter().all(|order| *order == orders[0]);
             assert!(same, "one key, two orders: {orders:?}");
@@ -243,13 +364,40 @@ impl World {
     }
 }
 
-/// An automated action has a case, a statement, and a decision that is kept.
-fn stands_on_a_decision(action: &Action, decisions: &[u64]) {
+/// An automated action has a case, a statement, and a decision that is kept; people's has two who said so.
+fn stands_on_a_decision(action: &Action, decisions: &[u64], log: &[Entry]) {
     assert!(!action.statement.is_empty());
     match &action.by {
         By::Automation { decision } => assert!(decisions.contains(decision), "{action:?}"),
-        By::Person { person } => panic!("{person} asked for nothing: {action:?}"),
+        By::Person { person } => {
+            for name in [ANN, BEN] {
+                assert!(person.contains(name), "{action:?}");
+                let gave = |entry: &Entry| {
+                    let event = serde_json::from_value(entry.note.event.clone());
+                    matches!(event, Ok(Event::OpinionGiven { by, .. }) if by.0 == name)
+                };
+                assert!(log.iter().any(gave), "{name} gave no opinion");
+            }
+        }
     }
+}
+
+/// What took effect: after the order that did it nothing was asked but what had become of it, and the last answer says that it is
+/// done.
+fn ends_as_it_is_known(book: &Book, key: &str) {
+    let about = book.about(key);
+    let last = about
+        .iter()
+        .rposition(|came| matches!(came, Came::Order { .. }));
+    let Some(last) = last.filter(|_| book.took_effect(key) > 0) else {
+        return;
+    };
+    let done = Some(v1::ActionOutcome::Done);
+    let ends = match about.last() {
+        Some(Came::Query { answer, .. }) if about.len() > last + 1 => *answer == done,
+        _ => true,
+    };
+    assert!(ends, "{key}: {about:?}");
 }
 
 /// In doubt it is asked about, and an order that comes twice came after "never seen".
@@ -269,6 +417,29 @@ fn sent_again_only_if_never_seen(came: &[Came], key: &str) {
     }
 }
 
+/// However often an action of automation's was released, it is one against the budget; a notice is one until something follows it.
+fn counted_once(dossier: &Dossier, fleet: &Fleet, log: &[Entry]) {
+    let counts = |action: &&Action| {
+        let automated = matches!(action.by, By::Automation { .. }) && !action.key.undo;
+        automated && releases(log, &action.key.to_string()) > 0
+    };
+    let own = fleet
+        .spent
+        .iter()
+        .filter(|spent| spent.account == dossier.account);
+    let steps: Vec<_> = (dossier.actions.iter().filter(counts))
+        .map(|action| action.key.step)
+        .collect();
+    let notice = |step: &&Step| **step == Step::Notify;
+    let others = steps.len() - steps.iter().filter(notice).count();
+    assert_eq!(
+        own.count(),
+        others.max(usize::from(!steps.is_empty())),
+        "counted against the budget: {:?}",
+        fleet.spent
+    );
+}
+
 /// How often the log says that `key` was released.
 fn releases(log: &[Entry], key: &str) -> usize {
     let released = |entry: &&Entry| match serde_json::from_value(entry.note.event.clone()) {
@@ -278,10 +449,25 @@ fn releases(log: &[Entry], key: &str) -> usize {
     log.iter().filter(released).count()
 }
 
-/// How far an action is, in a word.
+/// How far an action or a letter is, in a word.
 pub(crate) fn state_of(dossier: &Dossier, key: &str) -> &'static str {
     let action = (dossier.actions.iter()).find(|action| action.key.to_string() == key);
-    action.map_or("absent", |action| action.state.name())
+    let letter = (dossier.letters.iter()).find(|letter| letter_key(letter) == key);
+    let state = action
+        .map(|held| &held.state)
+        .or(letter.map(|held| &held.state));
+    state.map_or("absent", State::name)
+}
+
+fn letter_key(letter: &Letter) -> String {
+    format!("{ACCOUNT}/letter/{}", letter.number)
+}
+
+/// As [`crate::provider::Book::sorted`] tells them.
+pub(crate) fn sorted<const N: usize>(keys: [&str; N]) -> Vec<String> {
+    let mut keys: Vec<_> = keys.map(str::to_owned).into();
+    keys.sort();
+    keys
 }
 
 async fn record(program: &Program) -> Option<Dossier> {
@@ -300,8 +486,12 @@ fn case() -> Option<v1::CaseName> {
 }
 
 fn by_ann<T>(message: T) -> Request<T> {
+    by(ANN, message)
+}
+
+fn by<T>(token: &str, message: T) -> Request<T> {
     let mut request = Request::new(message);
-    let value = format!("Bearer {ANN}").parse().unwrap();
+    let value = format!("Bearer {token}").parse().unwrap();
     request.metadata_mut().insert("authorization", value);
     request
 }
@@ -313,11 +503,13 @@ fn configure(dir: &std::path::Path, provider: &str) {
     let text = DEFAULT.replace("mining_seconds >= 600", "mining_seconds >= 1");
     assert_ne!(text, DEFAULT);
     std::fs::write(policy.join("ours.cedar"), text).unwrap();
-    let settings = "budget_fleet_per_mille = 500\ndelivery_ms = 2000\nfacts_refresh_ms = 1000\n";
+    let settings = "budget_fleet_per_mille = 500\ndelivery_ms = 2000\nfacts_refresh_ms = 1000\nfirst_answer_ms = 1000\n";
     std::fs::write(policy.join("settings.toml"), settings).unwrap();
-    let token: String = (Sha256::digest(ANN).iter())
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+    let token = |name: &str| -> String {
+        let hash = Sha256::digest(name);
+        hash.iter().map(|byte| format!("{byte:02x}")).collect()
+    };
+    let (ann, ben) = (token(ANN), token(BEN));
     let config = format!(
         r#"
 policy_dir = "policy"
@@ -329,9 +521,13 @@ driver = "power_control"
 url = "{provider}"
 timeout_ms = 5000
 [[tokens]]
-identity = "ann"
+identity = "{ANN}"
 kind = "person"
-sha256 = "{token}"
+sha256 = "{ann}"
+[[tokens]]
+identity = "{BEN}"
+kind = "person"
+sha256 = "{ben}"
 "#
     );
     std::fs::write(dir.join("davy.toml"), config).unwrap();

@@ -56,6 +56,7 @@ contract! {
     races::releases_never_exceed_the_budget,
     races::of_a_reason_given_at_once_in_many_cases_one_is_taken,
     races::nothing_is_released_after_the_stop,
+    races::after_a_safety_is_committed_no_release_is,
     races::the_audit_log_is_one_chain_whoever_writes,
     races::accounts_that_swap_droplets_do_not_fail,
     races::a_change_that_is_given_up_is_kept_whole_or_not_at_all,

@@ -1,12 +1,32 @@
 //! What only a server far away can do: break a connection, before a commit or while it is under way, or not be there at all.
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
+use davy_decision::{
+    account::{AccountId, DropletId, Facts},
+    action::{Action, Outcome, State},
+    audit::Actor,
+    dossier::Dossier,
+    episode::Sighting,
+    fleet::Fleet,
+    order::Order,
+    settings::Settings,
+    time::Span,
+};
+use davy_detector::account::directory::{Directory, DirectoryError};
+use davy_detector::action::driver::{Answer, Driver};
+use davy_detector::desk::{Desk, system_clock};
+use davy_detector::engine::Engine;
+use davy_detector::metrics::Metrics;
+use davy_detector::policy::Held;
 use davy_detector::store::ledger::{LedgerError, Reach};
 use davy_detector::store::{self, Memory, Recorded, StoreError};
 
 use crate::place::{LIMITS, Place};
 use crate::proxy::{Cut, Proxy};
+use crate::races::new_account;
 use crate::support::*;
 
 /// As it goes over the line, and as no other statement has it (`READ COMMITTED`).
@@ -261,4 +281,146 @@ async fn a_database_of_another_encoding_is_refused() {
     let error = store::open(&server.url("latin"), LIMITS).await;
     let error = error.err().expect("it was opened").to_string();
     assert!(error.contains("its encoding is LATIN1"), "{error}");
+}
+
+/// How many accounts two detectors attend to at once.
+const MINERS: usize = 30;
+
+/// The provider's side of two detectors: says that every account is a new one, and writes down every order that arrives.
+#[derive(Default)]
+struct Provider {
+    arrived: Mutex<Vec<String>>,
+}
+
+#[tonic::async_trait]
+impl Directory for Provider {
+    async fn facts(&self, name: &AccountId) -> Result<Facts, DirectoryError> {
+        Ok(new_account(&[&format!("d-{name}")], system_clock()()))
+    }
+
+    async fn owner(&self, _: &DropletId) -> Result<Option<AccountId>, DirectoryError> {
+        Ok(None)
+    }
+}
+
+#[tonic::async_trait]
+impl Driver for Provider {
+    fn name(&self) -> &'static str {
+        "recording"
+    }
+
+    async fn perform(&self, order: &Order) -> Answer {
+        self.arrived.lock().unwrap().push(order.key.clone());
+        Answer {
+            outcome: Outcome::Done,
+            detail: String::new(),
+        }
+    }
+
+    async fn query(&self, key: &str) -> Answer {
+        let arrived = self.arrived.lock().unwrap();
+        let outcome = match arrived.iter().any(|held| held == key) {
+            true => Outcome::Done,
+            false => Outcome::NeverSeen,
+        };
+        Answer {
+            outcome,
+            detail: String::new(),
+        }
+    }
+}
+
+fn detector(ledger: Arc<dyn Memory>, provider: &Arc<Provider>) -> Arc<Engine> {
+    let settings = Settings {
+        budget_per_hour: 1_000,
+        ..Settings::default()
+    };
+    Arc::new(Engine {
+        desk: Desk {
+            ledger,
+            settings: Arc::new(settings),
+            clock: system_clock(),
+        },
+        directory: Arc::clone(provider) as _,
+        driver: Arc::clone(provider) as _,
+        policies: Arc::new(Held::open(None).unwrap()),
+        metrics: Arc::new(Metrics::new()),
+    })
+}
+
+/// An account whose droplet has mined for 20 minutes, now.
+async fn mines(desk: &Desk, name: &str) {
+    let now = desk.now();
+    let sighting = Sighting {
+        from: now.before(Span::minutes(20)),
+        to: now,
+        ..mining(&format!("d-{name}"))
+    };
+    let observe = move |dossier: &mut Dossier, settings: &Settings, _| {
+        Ok(dossier.observe(sighting.clone(), settings))
+    };
+    let seen = desk.act(account(name), Actor::Automation, observe);
+    seen.await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_detectors_at_once_decide_each_thing_once_and_ask_for_it_once() {
+    let Some(place) = Place::postgres() else {
+        return;
+    };
+    let provider = Arc::new(Provider::default());
+    let engines =
+        [place.open().await, place.open().await].map(|memory| detector(memory, &provider));
+    let desk = engines[0].desk.clone();
+    let sized = Arc::new(|fleet: &mut Fleet| {
+        fleet.droplets = 1_000_000;
+        Vec::new()
+    });
+    (desk.change_fleet(Actor::Automation, sized).await).unwrap();
+    let (stop, stopped) = tokio::sync::watch::channel(false);
+    let runs = engines.map(|engine| tokio::spawn(engine.run(stopped.clone())));
+    let names: Vec<_> = (0..MINERS).map(|n| format!("a{n}")).collect();
+    for name in &names {
+        mines(&desk, name).await;
+    }
+    let wanted: BTreeSet<_> = (names.iter())
+        .flat_map(|name| ["notify", "throttle"].map(|step| format!("{name}/1/{step}/0")))
+        .collect();
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
+    // Until each has done all that it asks for, as its record knows.
+    for name in &names {
+        let settled = async || {
+            let record = desk.ledger.dossier(account(name)).await.unwrap().unwrap();
+            let done = |action: &&Action| matches!(action.state, State::Done { .. });
+            record.actions.iter().filter(done).count() == 2
+        };
+        while !settled().await {
+            let arrived = provider.arrived.lock().unwrap().clone();
+            assert!(
+                tokio::time::Instant::now() < deadline,
+                "{name}: {arrived:?}"
+            );
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+    stop.send(true).unwrap();
+    for run in runs {
+        run.await.unwrap();
+    }
+    let mut arrived = provider.arrived.lock().unwrap().clone();
+    arrived.sort();
+    assert_eq!(arrived, Vec::from_iter(wanted), "each order arrives once");
+    // Each throttle is one against the budget, whoever released it.
+    let counted = desk.ledger.fleet().await.unwrap().within_hour(desk.now());
+    assert_eq!(counted, u64::try_from(MINERS).unwrap());
+    for name in &names {
+        let decisions = desk.ledger.decisions(Some(account(name)), None, 1_000);
+        let numbers: Vec<_> = (decisions.await.unwrap().iter())
+            .map(|decision| decision.number)
+            .collect();
+        let contiguous: Vec<_> = (1_u64..).take(numbers.len()).collect();
+        assert_eq!(numbers, contiguous, "{name}");
+        let record = desk.ledger.dossier(account(name)).await.unwrap().unwrap();
+        assert_eq!(record.decisions, u64::try_from(numbers.len()).unwrap());
+    }
 }

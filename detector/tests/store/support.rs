@@ -182,8 +182,9 @@ pub(crate) fn released() -> Change {
         let mut events = Vec::new();
         for errand in dossier.errands(fleet, minute(31)) {
             if let Errand::Release { parcel, .. } = errand {
-                let settings = Settings::default();
-                events.extend(dossier.release(&parcel, None, fleet, &settings, minute(31))?);
+                let (settings, policies) = (Settings::default(), Policies::shipped().unwrap());
+                let known = (&mut *fleet, &policies);
+                events.extend(dossier.release(&parcel, None, known, &settings, minute(31))?);
             }
         }
         Ok(Changed {
