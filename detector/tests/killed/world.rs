@@ -105,8 +105,11 @@ impl World {
         until("the fleet is counted", || async {
             let mut automation = AutomationClient::new(program.channel.clone());
             let fleet = automation.get_fleet(by_ann(v1::GetFleetRequest {})).await;
-            // It may not listen yet.
-            fleet.is_ok_and(|fleet| fleet.into_inner().droplets >= Some(QUIET))
+            match fleet {
+                Ok(fleet) => fleet.into_inner().droplets >= Some(QUIET),
+                // One that is to die may have met its fault point already.
+                Err(_) => fault.is_some(),
+            }
         })
         .await;
         program
