@@ -1,13 +1,10 @@
 //! `waits` on the local kernel: busy processes that share one CPU, and who is named for their waits.
 //!
-//! They run with a real-time priority, so that whatever else the machine does takes little from them. Where something else has more
-//! than a fiftieth of their CPU all the same, a wait may lie further back than the stints that are remembered, and nothing can be
-//! compared: such a span is watched again, and if there is none other, the test says that it was skipped.
+//! They run with a real-time priority, so that whatever else the machine does takes little from them.
 
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
 use std::fs;
-use std::time::{Duration, Instant};
 
 use davy_abi::Waits;
 use davy_agent::kernel::Kernel;
@@ -43,42 +40,21 @@ struct Seen {
     each: Vec<u64>,
     /// On-CPU time of each load meanwhile, by the kernel's account.
     ran: Vec<u64>,
-    /// How long it was watched.
-    span: Duration,
-}
-
-/// Spans watched until one is quiet.
-const SPANS_MAX: usize = 5;
-
-/// Watches `loads[0]` until it has waited long enough in a span in which the loads had their CPU to themselves, by the kernel's account.
-fn watch(loads: &[Load]) -> Option<Seen> {
-    for _ in 0..SPANS_MAX {
-        let seen = watch_once(loads);
-        let (span, ran_ns) = (seen.span.as_nanos(), seen.ran.iter().sum::<u64>());
-        if u128::from(ran_ns) * 50 >= span * 49 {
-            return Some(seen);
-        }
-        println!("the loads ran {ran_ns} ns of {span} ns: something else has their CPU");
-    }
-    println!("SKIPPED: other programs have too much of the CPU to compare waits on it");
-    None
 }
 
 /// Watches `loads[0]` until it has waited long enough.
-fn watch_once(loads: &[Load]) -> Seen {
+fn watch(loads: &[Load]) -> Seen {
     let mut kernel = kernel();
     kernel.watch_process(loads[0].id(), 1).unwrap();
     // Both figures are as of the end of a stint of `loads[0]`.
     let now = || {
         let waits = waits_of(&kernel, &loads[0])?;
         let ran: Vec<_> = loads.iter().map(on_cpu_ns).collect();
-        let at = Instant::now();
-        let same = waits.named_ns > 0 && waits_of(&kernel, &loads[0])? == waits;
-        same.then_some((waits, ran, at))
+        (waits.named_ns > 0 && waits_of(&kernel, &loads[0])? == waits).then_some((waits, ran))
     };
-    let (before, ran_before, began) = wait_for("a first stint", now);
-    let (after, ran_after, ended) = wait_for("a long wait", || {
-        now().filter(|(waits, _, _)| waits.waited_ns > before.waited_ns + ENOUGH_NS)
+    let (before, ran_before) = wait_for("a first stint", now);
+    let (after, ran_after) = wait_for("a long wait", || {
+        now().filter(|(waits, _)| waits.waited_ns > before.waited_ns + ENOUGH_NS)
     });
     let each = loads
         .iter()
@@ -92,7 +68,6 @@ fn watch_once(loads: &[Load]) -> Seen {
             .zip(ran_before)
             .map(|(after, before)| after - before)
             .collect(),
-        span: ended - began,
     }
 }
 
@@ -104,7 +79,6 @@ fn agree(loads: &[Load], seen: &Seen) {
         named,
         each,
         ran,
-        span: _,
     } = seen;
     println!("waited {waited} ns, named {named} ns, behind {each:?} ns; they ran {ran:?} ns");
     assert!(named <= waited, "{named} of {waited}");
@@ -122,9 +96,7 @@ fn agree(loads: &[Load], seen: &Seen) {
 #[test]
 fn of_two_on_a_cpu_one_waits_behind_the_other() {
     let loads = [pinned(LOAD), pinned(LOAD)];
-    let Some(seen) = watch(&loads) else {
-        return;
-    };
+    let seen = watch(&loads);
     agree(&loads, &seen);
     let others = seen.named - seen.each[1];
     assert!(
@@ -138,9 +110,7 @@ fn of_two_on_a_cpu_one_waits_behind_the_other() {
 #[test]
 fn of_three_on_a_cpu_each_is_named_by_its_share() {
     let loads = [pinned(LOAD), pinned(LOAD), pinned(LOAD)];
-    if let Some(seen) = watch(&loads) {
-        agree(&loads, &seen);
-    }
+    agree(&loads, &watch(&loads));
 }
 
 #[test]
