@@ -6,8 +6,9 @@
 use std::{collections::BTreeMap, str::FromStr};
 
 use cedar_policy::{
-    ActionConstraint, Authorizer, Context, Decision, Effect, Entities, EntityUid, Policy, PolicyId,
-    PolicySet, Request, RestrictedExpression, Schema, ValidationMode, Validator,
+    ActionConstraint, Authorizer, Context, Decision, Effect, Entities, EntityId, EntityTypeName,
+    EntityUid, Policy, PolicyId, PolicySet, Request, RestrictedExpression, Schema, ValidationMode,
+    Validator,
 };
 use davy_evidence::Level;
 use serde::{Deserialize, Serialize};
@@ -203,16 +204,60 @@ pub struct Policies {
     entities: Entities,
     digest: String,
     principal: EntityUid,
-    actions: [EntityUid; Step::ALL.len()],
+    account: EntityTypeName,
+    asked: [Slice; Step::ALL.len()],
 }
 
-/// An id as this module makes them itself: a failure is a fault in it.
-fn uid(kind: &str, id: &str) -> Result<EntityUid, PolicyError> {
-    let text = format!("Davy::{kind}::{}", serde_json::Value::from(id));
-    EntityUid::from_str(&text).map_err(|error| PolicyError::Syntax {
-        file: "an entity's id".to_owned(),
+/// A step and the policies that are about it. Cedar calls this slicing: one about another action is never satisfied and cannot err,
+/// since scopes are looked at first; it costs time alone.
+#[derive(Clone, Debug)]
+struct Slice {
+    step: Step,
+    action: EntityUid,
+    policies: PolicySet,
+}
+
+impl Slice {
+    fn of(set: &PolicySet, step: Step) -> Result<Self, PolicyError> {
+        let action = uid("Action", step.name())?;
+        let about = (set.policies())
+            .filter(|policy| concerns(&policy.action_constraint(), step, &action))
+            .cloned();
+        let policies = PolicySet::from_policies(about).map_err(|error| PolicyError::Syntax {
+            file: format!("the policies about {step}"),
+            why: error.to_string(),
+        })?;
+        Ok(Self {
+            step,
+            action,
+            policies,
+        })
+    }
+
+    fn all(set: &PolicySet) -> Result<[Self; Step::ALL.len()], PolicyError> {
+        let slices: Result<Vec<_>, _> = Step::ALL
+            .map(|step| Self::of(set, step))
+            .into_iter()
+            .collect();
+        slices?
+            .try_into()
+            .map_err(|_| PolicyError::Size("no actions".to_owned()))
+    }
+}
+
+/// A kind of entity as this module names them itself: a failure is a fault in it.
+fn kind(name: &str) -> Result<EntityTypeName, PolicyError> {
+    EntityTypeName::from_str(&format!("Davy::{name}")).map_err(|error| PolicyError::Syntax {
+        file: "an entity's kind".to_owned(),
         why: error.to_string(),
     })
+}
+
+fn uid(name: &str, id: &str) -> Result<EntityUid, PolicyError> {
+    Ok(EntityUid::from_type_name_and_id(
+        kind(name)?,
+        EntityId::new(id),
+    ))
 }
 
 impl Policies {
@@ -254,19 +299,13 @@ impl Policies {
                 file: "schema.cedarschema".to_owned(),
                 why: error.to_string(),
             })?;
-        let mut actions = Vec::new();
-        for step in Step::ALL {
-            actions.push(uid("Action", step.name())?);
-        }
-        let actions = actions
-            .try_into()
-            .map_err(|_| PolicyError::Size("no actions".to_owned()))?;
         Ok(Self {
+            asked: Slice::all(&set)?,
             set,
             entities,
             digest: digest(files),
             principal: uid("Automation", "detector")?,
-            actions,
+            account: kind("Account")?,
         })
     }
 
@@ -293,11 +332,11 @@ impl Policies {
     pub fn describe(&self) -> Vec<Described> {
         let mut all: Vec<_> = (self.set.policies())
             .map(|policy| Described {
-                id: policy.id().to_string(),
+                id: AsRef::<str>::as_ref(policy.id()).to_owned(),
                 permits: policy.effect() == Effect::Permit,
-                steps: (Step::ALL.into_iter().zip(&self.actions))
-                    .filter(|(step, action)| concerns(&policy.action_constraint(), *step, action))
-                    .map(|(step, _)| step)
+                steps: (self.asked.iter())
+                    .filter(|slice| slice.policies.policy(policy.id()).is_some())
+                    .map(|slice| slice.step)
                     .collect(),
                 text: policy.to_string(),
             })
@@ -309,21 +348,21 @@ impl Policies {
     /// This set with one of its policies alone: to see what that one would permit. None if there is no such policy.
     pub(crate) fn alone(&self, id: &str) -> Option<Self> {
         let policy = self.set.policy(&PolicyId::new(id))?.clone();
+        let set = PolicySet::from_policies([policy]).ok()?;
         Some(Self {
-            set: PolicySet::from_policies([policy]).ok()?,
+            asked: Slice::all(&set).ok()?,
+            set,
             ..self.clone()
         })
     }
 
     /// Asks about one step.
     pub(crate) fn permits(&self, step: Step, situation: &Situation<'_>) -> bool {
-        let prepared = uid("Account", situation.account.as_str())
-            .ok()
-            .zip(context(situation).ok());
-        let action = (Step::ALL.into_iter().zip(&self.actions)).find(|(held, _)| *held == step);
-        match (prepared, action) {
-            (Some((resource, context)), Some((_, action))) => {
-                self.ask_one(step, action, &resource, &context).permitted
+        let slice = self.asked.iter().find(|slice| slice.step == step);
+        match (context(situation), slice) {
+            (Ok(context), Some(slice)) => {
+                let resource = self.resource(situation);
+                self.ask_one(slice, &resource, &context).permitted
             }
             _ => false,
         }
@@ -332,26 +371,26 @@ impl Policies {
     /// Asks about every step, mildest first.
     #[must_use]
     pub fn ask(&self, situation: &Situation<'_>) -> Vec<Asked> {
-        let prepared = uid("Account", situation.account.as_str())
-            .map_err(|error| error.to_string())
-            .and_then(|resource| Ok((resource, context(situation)?)));
-        Step::ALL
-            .into_iter()
-            .zip(&self.actions)
-            .map(|(step, action)| match &prepared {
-                Ok((resource, context)) => self.ask_one(step, action, resource, context),
-                Err(why) => refused(step, why.clone()),
+        let (resource, context) = (self.resource(situation), context(situation));
+        (self.asked.iter())
+            .map(|slice| match &context {
+                Ok(context) => self.ask_one(slice, &resource, context),
+                Err(why) => refused(slice.step, why.clone()),
             })
             .collect()
     }
 
-    fn ask_one(
-        &self,
-        step: Step,
-        action: &EntityUid,
-        resource: &EntityUid,
-        context: &Context,
-    ) -> Asked {
+    fn resource(&self, situation: &Situation<'_>) -> EntityUid {
+        let id = EntityId::new(situation.account.as_str());
+        EntityUid::from_type_name_and_id(self.account.clone(), id)
+    }
+
+    fn ask_one(&self, slice: &Slice, resource: &EntityUid, context: &Context) -> Asked {
+        let Slice {
+            step,
+            action,
+            policies,
+        } = slice;
         let request = Request::new(
             self.principal.clone(),
             action.clone(),
@@ -361,9 +400,9 @@ impl Policies {
         );
         let request = match request {
             Ok(request) => request,
-            Err(error) => return refused(step, error.to_string()),
+            Err(error) => return refused(*step, error.to_string()),
         };
-        let response = Authorizer::new().is_authorized(&request, &self.set, &self.entities);
+        let response = Authorizer::new().is_authorized(&request, policies, &self.entities);
         let mut errors: Vec<_> = response
             .diagnostics()
             .errors()
@@ -373,11 +412,11 @@ impl Policies {
         let mut policies: Vec<_> = response
             .diagnostics()
             .reason()
-            .map(ToString::to_string)
+            .map(|id| AsRef::<str>::as_ref(id).to_owned())
             .collect();
         policies.sort_unstable();
         Asked {
-            step,
+            step: *step,
             permitted: response.decision() == Decision::Allow && errors.is_empty(),
             policies,
             errors,
@@ -516,3 +555,7 @@ fn context(situation: &Situation<'_>) -> Result<Context, String> {
     )
     .map_err(|error| error.to_string())
 }
+
+#[cfg(test)]
+#[path = "policy_tests.rs"]
+mod tests;

@@ -19,11 +19,11 @@ const DRAWS: u32 = 20_000;
 const NUMBERS_MAX: usize = 16;
 
 /// Draws numbers: the same ones for ever.
-struct Draws(u64);
+pub(crate) struct Draws(pub(crate) u64);
 
 impl Draws {
     /// One of `all`, which is not empty.
-    fn of<T: Copy>(&mut self, all: &[T]) -> T {
+    pub(crate) fn of<T: Copy>(&mut self, all: &[T]) -> T {
         // Knuth's MMIX generator; its high bits are good.
         self.0 = (self.0)
             .wrapping_mul(6_364_136_223_846_793_005)
@@ -81,7 +81,11 @@ fn is_reached(policies: &Policies, policy: &Described) -> bool {
     found
 }
 
-fn draw<'a>(draws: &mut Draws, account: &'a AccountId, numbers: &[u64]) -> Situation<'a> {
+pub(crate) fn draw<'a>(
+    draws: &mut Draws,
+    account: &'a AccountId,
+    numbers: &[u64],
+) -> Situation<'a> {
     let levels = [Level::Quiet, Level::Suspect, Level::Mining, Level::Mining];
     let rulings = [
         None,

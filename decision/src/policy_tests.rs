@@ -1,0 +1,58 @@
+use super::*;
+use crate::reach::{Draws, draw};
+
+/// Every way to say what actions a policy is about, among them one that can err and one that forbids.
+const OURS: &str = r#"
+    @id("any") permit (principal, action, resource) when { context.mining_seconds == 599 };
+    @id("one") permit (principal, action == Davy::Action::"lock", resource) unless { context.throttled };
+    @id("some") permit (
+        principal,
+        action in [Davy::Action::"open_case", Davy::Action::"throttle"],
+        resource
+    ) when { context.level == "mining" };
+    @id("group") permit (principal, action in Davy::Action::"customer_facing", resource)
+    when { context has engaged_days && context.engaged_days <= 90 };
+    @id("groups") permit (
+        principal is Davy::Automation,
+        action in [Davy::Action::"customer_facing", Davy::Action::"observe"],
+        resource
+    ) when { context.burst_droplets >= 5 };
+    @id("errs") forbid (principal, action == Davy::Action::"power_down", resource)
+    when { context.mining_seconds * 9223372036854775807 > 5 };
+    @id("forbids") forbid (principal, action == Davy::Action::"throttle", resource)
+    when { context.payment_trouble };
+"#;
+
+/// Asking the policies about a step gives what asking all of them gives, errors included.
+#[test]
+fn what_is_not_about_a_step_changes_nothing() {
+    let files = BTreeMap::from([
+        ("default.cedar".to_owned(), DEFAULT.to_owned()),
+        ("ours.cedar".to_owned(), OURS.to_owned()),
+    ]);
+    let policies = Policies::new(&files).unwrap();
+    let account = AccountId::try_from("account").unwrap();
+    let numbers = [0, 1, 5, 90, 91, 100, 599, 600, 1_800, 21_601];
+    let mut draws = Draws(11);
+    let (mut permitted, mut denied, mut erred) = (0, 0, 0);
+    for _ in 0..2_000 {
+        let mut situation = draw(&mut draws, &account, &numbers);
+        for safety in Safety::ALL {
+            if draws.of(&[true, false, false, false, false, false]) {
+                situation.safeties.push(safety);
+            }
+        }
+        let (resource, context) = (policies.resource(&situation), context(&situation).unwrap());
+        for (slice, asked) in policies.asked.iter().zip(policies.ask(&situation)) {
+            let all = Slice {
+                policies: policies.set.clone(),
+                ..slice.clone()
+            };
+            assert_eq!(asked, policies.ask_one(&all, &resource, &context));
+            permitted += u32::from(asked.permitted);
+            denied += u32::from(!asked.permitted && !asked.policies.is_empty());
+            erred += u32::from(!asked.errors.is_empty());
+        }
+    }
+    assert!(permitted > 500 && denied > 500 && erred > 500);
+}
