@@ -368,6 +368,31 @@ impl Policies {
         }
     }
 
+    /// Whether the agent is asked for more samples of a tenant that shows `level`. It may be nobody's as far as is known, and asking
+    /// reaches no customer: so the answer rests on the level alone, and on no fact.
+    #[must_use]
+    pub fn look_closer_at(&self, level: Level) -> bool {
+        let Ok(account) = AccountId::try_from("unattributed") else {
+            return false;
+        };
+        let situation = Situation {
+            account: &account,
+            level,
+            mining_seconds: 0,
+            suspect_seconds: 0,
+            classes: 0,
+            engaged_days: None,
+            payment_trouble: false,
+            burst_droplets: 0,
+            burst_mining_percent: 0,
+            burst_mining_seconds: 0,
+            throttled: false,
+            ruling: None,
+            safeties: Vec::new(),
+        };
+        self.permits(Step::CloserLook, &situation)
+    }
+
     /// Asks about every step, mildest first.
     #[must_use]
     pub fn ask(&self, situation: &Situation<'_>) -> Vec<Asked> {

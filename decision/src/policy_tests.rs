@@ -56,3 +56,18 @@ fn what_is_not_about_a_step_changes_nothing() {
     }
     assert!(permitted > 500 && denied > 500 && erred > 500);
 }
+
+#[test]
+fn what_ships_looks_closer_at_suspects_alone_and_a_policy_without_it_at_nobody() {
+    let shipped = Policies::shipped().unwrap();
+    let looked =
+        [Level::Quiet, Level::Suspect, Level::Mining].map(|level| shipped.look_closer_at(level));
+    assert_eq!(looked, [false, true, false]);
+    let none = r#"@id("observe") permit (principal, action == Davy::Action::"observe", resource);"#;
+    let files = BTreeMap::from([("ours.cedar".to_owned(), none.to_owned())]);
+    assert!(
+        !Policies::new(&files)
+            .unwrap()
+            .look_closer_at(Level::Suspect)
+    );
+}

@@ -55,16 +55,8 @@ impl fmt::Display for Planned {
     }
 }
 
-/// What a verdict leads to, by the ladder of DESIGN §3 (observe → closer look → notify → throttle → lock / power
-/// down; whatever is not clear-cut goes to a human).
-///
-/// The design's default policy waits until `mining` has lasted 10 minutes before anything reaches a customer. No such wait
-/// is made here: a plan is for the provider's own people, and a case shows since when the verdict has stood, so that
-/// whoever decides can wait. What acts on customers by itself has to make the wait first.
-///
-/// The steps that reach the customer need facts about the account: who engaged when, what was paid. None are known
-/// here, and unknown counts *for* the customer (safety `unknown_standing`): so `mining` is a person's case, and
-/// `suspect` is at most a closer look.
+/// What the evidence alone leads to, at most: the part of the ladder of DESIGN §3 that rests on no fact. What is decided about the
+/// account, with its facts and safeties, is the policies' ([`davy_decision::decide`]).
 #[must_use]
 pub const fn plan(level: Level) -> Planned {
     match level {

@@ -202,6 +202,7 @@ impl Server {
                 Ingest::new(
                     Arc::clone(&telemetry),
                     attribution,
+                    Arc::clone(&policies),
                     Arc::clone(&metrics),
                     live.clone(),
                 ),

@@ -10,7 +10,7 @@
 //! What a stored window says of droplets goes into their accounts' records ([`crate::account`]) before it is acknowledged: if that
 //! fails, the agent sends the window again, and a window that was stored before is looked at again.
 //!
-//! Where a stored window makes a tenant suspect, the agent is asked for a closer look ([`closer_look`]).
+//! Where a stored window shows what the policies look closer at, a suspect by default, the agent is asked to ([`closer_look`]).
 //!
 //! One window of a host is in work at a time; HTTP/2's flow control holds the agent back meanwhile.
 
@@ -26,6 +26,7 @@ use tonic::{Request, Status};
 
 use crate::account::attribute::Attribution;
 use crate::metrics::Metrics;
+use crate::policy::Held;
 use crate::store::Store;
 
 pub mod closer_look;
@@ -53,22 +54,26 @@ const ANSWERS_MAX: usize = 16;
 pub struct Ingest {
     store: Arc<dyn Store>,
     attribution: Attribution,
+    policies: Arc<Held>,
     metrics: Arc<Metrics>,
     live: live::Live,
 }
 
 impl Ingest {
-    /// A service that stores into `store`, and gives accounts what is seen of their droplets.
+    /// A service that stores into `store`, gives accounts what is seen of their droplets, and has agents look closer where `policies`
+    /// permit it.
     #[must_use]
     pub fn new(
         store: Arc<dyn Store>,
         attribution: Attribution,
+        policies: Arc<Held>,
         metrics: Arc<Metrics>,
         live: live::Live,
     ) -> Self {
         Self {
             store,
             attribution,
+            policies,
             metrics,
             live,
         }

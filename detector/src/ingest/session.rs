@@ -296,7 +296,7 @@ impl Session<'_> {
             tenants,
         } = window;
         let tenants: Vec<_> = tenants.into_iter().map(judge).collect();
-        let suspects = seen.looks.due(&tenants, received_unix_ns);
+        let suspects = (seen.looks).due(&tenants, &self.ingest.policies.now(), received_unix_ns);
         let sightings = (seen.stirring).sightings(&self.host, start_unix_ns, end_unix_ns, &tenants);
         let differences = tenants.iter().filter(|tenant| !tenant.agent_agrees).count();
         let record = Record {
