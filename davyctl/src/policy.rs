@@ -9,6 +9,7 @@ use davy_decision::{
     decide::{Input, Plan, decide},
     policy::{Described, Policies, Step},
     reach,
+    settings::Settings,
 };
 use davy_proto::v1;
 use serde::Serialize;
@@ -21,12 +22,13 @@ use crate::render::IF_WORDS_BREAK;
 /// `davyctl policy`.
 #[derive(Subcommand)]
 pub enum PolicyCommand {
-    /// Check the *.cedar files of a directory, without a detector: syntax, schema, ids, and permits that nothing can ever reach.
+    /// Check a directory of policies, without a detector: the syntax, schema and ids of its *.cedar files, permits that nothing can
+    /// ever reach, and its settings.toml.
     Check {
         /// The directory
         dir: PathBuf,
     },
-    /// Compare two directories of policies: which policies differ and, with --history, which decisions would.
+    /// Compare two directories of policies: which policies and settings differ and, with --history, which decisions would.
     Diff(DiffArgs),
 }
 
@@ -47,11 +49,30 @@ pub struct DiffArgs {
 /// A directory's policies.
 pub struct Set {
     policies: Policies,
+    /// None: there is no settings.toml.
+    settings: Option<Settings>,
     dir: PathBuf,
 }
 
+/// Name of the settings beside the policies.
+const SETTINGS_FILE: &str = "settings.toml";
+
+/// A directory's settings, if it has any.
+fn settings(dir: &Path) -> anyhow::Result<Option<Settings>> {
+    let path = dir.join(SETTINGS_FILE);
+    let text = match std::fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => {
+            return Err(error).with_context(|| format!("{} cannot be read", path.display()));
+        }
+    };
+    let settings = Settings::of_toml(&text).map_err(|why| anyhow!("{}: {why}", path.display()))?;
+    Ok(Some(settings))
+}
+
 impl Set {
-    /// Reads and checks the `*.cedar` files of a directory.
+    /// Reads and checks the `*.cedar` files of a directory, and its settings.
     ///
     /// # Errors
     /// What is wrong, with the file and the policy.
@@ -84,6 +105,7 @@ impl Set {
         })?;
         Ok(Self {
             policies,
+            settings: settings(dir)?,
             dir: dir.to_owned(),
         })
     }
@@ -97,6 +119,36 @@ struct Checked {
     policies: Vec<Described>,
     /// Permits that nothing was found to reach.
     unreached: Vec<String>,
+    /// Settings that are not the defaults.
+    settings: Vec<Setting>,
+}
+
+/// A setting that is another one.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+struct Setting {
+    name: String,
+    before: String,
+    after: String,
+}
+
+fn changed(before: &Settings, after: &Settings) -> Vec<Setting> {
+    let all = before.differing(after).into_iter();
+    all.map(|(name, before, after)| Setting {
+        name,
+        before,
+        after,
+    })
+    .collect()
+}
+
+fn told(settings: &[Setting]) -> String {
+    let line =
+        |Setting {
+             name,
+             before,
+             after,
+         }: &Setting| { format!("changed: setting {name}, from {before} to {after}\n") };
+    settings.iter().map(line).collect()
 }
 
 /// `davyctl policy check`.
@@ -110,6 +162,9 @@ pub fn check(dir: &Path, json: bool, width: Option<u16>) -> anyhow::Result<Strin
         digest: set.policies.digest().to_owned(),
         policies: set.policies.describe(),
         unreached: reach::unreached(&set.policies),
+        settings: (set.settings.as_ref())
+            .map(|settings| changed(&Settings::default(), settings))
+            .unwrap_or_default(),
     };
     if json {
         return document::pretty(&checked);
@@ -131,6 +186,7 @@ pub fn check(dir: &Path, json: bool, width: Option<u16>) -> anyhow::Result<Strin
         rows.len(),
         checked.digest
     );
+    text += &told(&checked.settings);
     for id in &checked.unreached {
         text += &format!(
             "Warning: nothing reaches the permit {}: its condition is never true, or Davy refuses its steps there (an action on a \
@@ -202,20 +258,26 @@ struct Diff {
     old: String,
     new: String,
     policies: Vec<Differs>,
+    settings: Vec<Setting>,
     /// Decisions made again; absent without --history.
     decisions: Option<u64>,
     differ: Vec<Other>,
 }
 
-fn replay(policies: &Policies, input: &Input) -> Plan {
+/// Decides again as `set` would; with its settings, if one of the sets compared has any, else with those of the decision.
+fn replay(set: &Set, input: &Input) -> Plan {
     let input = Input {
-        policy: policies.digest().to_owned(),
+        policy: set.policies.digest().to_owned(),
+        settings: set
+            .settings
+            .clone()
+            .unwrap_or_else(|| input.settings.clone()),
         ..input.clone()
     };
-    decide(policies, &input)
+    decide(&set.policies, &input)
 }
 
-fn compare(old: &Policies, new: &Policies, number: u64, input: &Input) -> Option<Other> {
+fn compare(old: &Set, new: &Set, number: u64, input: &Input) -> Option<Other> {
     let (before, after) = (replay(old, input).steps, replay(new, input).steps);
     (before != after).then(|| Other {
         account: input.account.to_string(),
@@ -236,15 +298,21 @@ pub async fn diff(
     json: bool,
     width: Option<u16>,
 ) -> anyhow::Result<String> {
-    let (old, new) = (
-        Set::read(&arguments.old)?.policies,
-        Set::read(&arguments.new)?.policies,
-    );
+    let (mut old, mut new) = (Set::read(&arguments.old)?, Set::read(&arguments.new)?);
+    if old.settings.is_some() || new.settings.is_some() {
+        for set in [&mut old, &mut new] {
+            set.settings.get_or_insert_default();
+        }
+    }
+    let settings = (old.settings.as_ref()).zip(new.settings.as_ref());
     let mut found = Diff {
         version: crate::model::VERSION,
-        old: old.digest().to_owned(),
-        new: new.digest().to_owned(),
-        policies: differing(&old, &new),
+        old: old.policies.digest().to_owned(),
+        new: new.policies.digest().to_owned(),
+        policies: differing(&old.policies, &new.policies),
+        settings: settings
+            .map(|(old, new)| changed(old, new))
+            .unwrap_or_default(),
         decisions: None,
         differ: Vec::new(),
     };
@@ -284,6 +352,7 @@ fn in_words(found: &Diff, width: Option<u16>) -> String {
     for Differs { id, how } in &found.policies {
         text += &format!("{how}: {}\n", clean(id));
     }
+    text += &told(&found.settings);
     let Some(decisions) = found.decisions else {
         return text;
     };

@@ -77,6 +77,31 @@ pub struct SettingsError {
 }
 
 impl Settings {
+    /// Of a `settings.toml`; what it does not name is as by default.
+    ///
+    /// # Errors
+    /// In a sentence: no TOML, a key that is none, a value out of its range.
+    pub fn of_toml(text: &str) -> Result<Self, String> {
+        let settings: Self =
+            toml::from_str(text).map_err(|error| error.message().replace('\n', " "))?;
+        settings.check().map_err(|error| error.to_string())?;
+        Ok(settings)
+    }
+
+    /// Each setting that is another one in `other`, by name, with both values.
+    #[must_use]
+    pub fn differing(&self, other: &Self) -> Vec<(String, String, String)> {
+        let values = |settings| match serde_json::to_value(settings) {
+            Ok(serde_json::Value::Object(values)) => values,
+            _ => serde_json::Map::new(),
+        };
+        let (ours, theirs) = (values(self), values(other));
+        let both = ours.into_iter().zip(theirs);
+        both.filter(|((_, ours), (_, theirs))| ours != theirs)
+            .map(|((name, ours), (_, theirs))| (name, ours.to_string(), theirs.to_string()))
+            .collect()
+    }
+
     /// Refuses settings that would take a safety away: no hold, nobody long-standing, no limit to a budget.
     ///
     /// # Errors
@@ -171,6 +196,25 @@ mod tests {
             ..Settings::default()
         };
         assert!(without.check().unwrap_err().to_string().contains("hold_ms"));
+    }
+
+    #[test]
+    fn a_file_is_read_and_what_is_wrong_with_it_said() {
+        let read = Settings::of_toml("hold_ms = 86400000").unwrap();
+        assert_eq!(read.hold_ms, Span::days(1));
+        let (name, ours, theirs) = &Settings::default().differing(&read)[0];
+        assert_eq!(
+            (name.as_str(), ours.as_str(), theirs.as_str()),
+            ("hold_ms", "2592000000", "86400000")
+        );
+        for (text, why) in [
+            ("hold_ms = 0", "hold_ms is 0"),
+            ("hold = 1", "unknown field"),
+            ("hold_ms", "expected"),
+        ] {
+            let error = Settings::of_toml(text).unwrap_err();
+            assert!(error.contains(why), "{text}: {error}");
+        }
     }
 
     #[test]

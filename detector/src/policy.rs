@@ -9,7 +9,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use davy_decision::{
     policy::{DEFAULT, Policies, PolicyError},
-    settings::{Settings, SettingsError},
+    settings::Settings,
 };
 
 /// Name of the settings beside the policies.
@@ -40,21 +40,13 @@ pub enum PolicyDirError {
         /// What is wrong.
         source: PolicyError,
     },
-    /// The settings are no TOML, or a key is unknown.
+    /// The settings do not hold.
     #[error("{path}: {why}", path = path.display())]
     Settings {
         /// The file.
         path: PathBuf,
         /// What is wrong.
         why: String,
-    },
-    /// A setting is out of its range.
-    #[error("{path}: {source}", path = path.display())]
-    Range {
-        /// The file.
-        path: PathBuf,
-        /// Which.
-        source: SettingsError,
     },
 }
 
@@ -102,14 +94,7 @@ pub fn read_settings(dir: &Path, held: Settings) -> Result<Settings, PolicyDirEr
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(held),
         Err(source) => return Err(PolicyDirError::Unreadable { path, source }),
     };
-    let settings: Settings = toml::from_str(&text).map_err(|error| PolicyDirError::Settings {
-        path: path.clone(),
-        why: error.message().replace('\n', " "),
-    })?;
-    match settings.check() {
-        Ok(()) => Ok(settings),
-        Err(source) => Err(PolicyDirError::Range { path, source }),
-    }
+    Settings::of_toml(&text).map_err(|why| PolicyDirError::Settings { path, why })
 }
 
 /// The policies in force, and where they come from.
