@@ -69,7 +69,8 @@ enum Command {
     ///
     /// CPU is on-CPU time in per cent of one CPU over the last window. MODES are the shares of the four
     /// floating-point rounding modes among the window's SAMPLES. DUTY is the share of one CPU used by the threads
-    /// whose test has concluded. SINCE says how long the verdict has stood. PLANNED is a proposal: nothing acts.
+    /// whose test has concluded. SINCE says how long the verdict has stood. PLANNED is what the evidence
+    /// alone leads to; what was decided about the account, and done, is in `davyctl cases`.
     Droplets(DropletsArgs),
     /// One tenant in full, with the reasons for its verdict and its last windows.
     Droplet(DropletArgs),
@@ -81,7 +82,7 @@ enum Command {
     /// Facts about accounts.
     #[command(subcommand)]
     Accounts(AccountsCommand),
-    /// Stop automation (the kill switch): from the moment this returns no automated action leaves. `davyctl resume` ends it.
+    /// Stop automation (the kill switch): from the moment this returns no automated action is released, and one released just before leaves within a second or not at all. `davyctl resume` ends it.
     Stop {
         /// Why, for everybody who asks
         #[arg(required = true, value_name = "WHY")]

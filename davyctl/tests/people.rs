@@ -231,6 +231,27 @@ async fn a_byte_changed_in_the_database_is_found_by_audit_verify() {
     world.server.shutdown().await;
 }
 
+/// The hash is over the note alone: an entry hidden under another account is found all the same.
+#[tokio::test]
+async fn an_entry_put_under_another_account_is_found_by_audit_verify() {
+    let dir = tempfile::tempdir().unwrap();
+    let world = World::start(dir.path()).await;
+    world.mine().await;
+    world.server.shutdown().await;
+    let database = rusqlite::Connection::open(dir.path().join("davy.db")).unwrap();
+    database.execute_batch("DROP TRIGGER audit_stays").unwrap();
+    let hide = "UPDATE audit SET account = 'other' WHERE number = (SELECT max(number) FROM audit WHERE account = 'acct-1')";
+    assert_eq!(database.execute(hide, []).unwrap(), 1);
+    drop(database);
+    let world = World::start(dir.path()).await;
+    let broken = error(&world.run("ann", &["audit", "verify"]).await);
+    assert!(
+        broken.contains("is kept under other, and is about acct-1"),
+        "{broken}"
+    );
+    world.server.shutdown().await;
+}
+
 #[tokio::test]
 async fn decisions_are_made_again_under_other_policies() {
     let dir = tempfile::tempdir().unwrap();

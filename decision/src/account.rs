@@ -102,8 +102,10 @@ impl fmt::Display for Cents {
 /// A fact, and the time it is of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[serde(bound(deserialize = "T: Deserialize<'de>"))]
 pub struct Known<T> {
-    /// What is so.
+    /// What is so. Never left out: of what may be none, too, nothing said is not none.
+    #[serde(deserialize_with = "T::deserialize")]
     pub value: T,
     /// When it was.
     pub as_of: Time,

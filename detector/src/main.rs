@@ -24,7 +24,8 @@ enum Command {
     /// Run the service. No configuration is needed: it keeps its state in one SQLite file.
     ///
     /// It logs to standard error; RUST_LOG sets how much (e.g. RUST_LOG=debug). SIGTERM and SIGINT end it after
-    /// what is in work is stored. It has no authentication: leave it on loopback or behind something that has.
+    /// what is in work is stored. People and the provider's services need tokens (see --config); agents and readers of evidence do
+    /// not, and nothing is encrypted: leave it on loopback or behind something that authenticates and encrypts.
     Serve(Serve),
     /// Plays a scenario through the same deciding code, and prints what would have been decided, said and done, and when.
     ///

@@ -19,8 +19,8 @@ use super::intake::{HearError, Heard, Intake};
 use crate::desk::Clock;
 use crate::signature::{SIGNATURE, Secret, TIMESTAMP};
 
-/// Largest body, bytes: the longest message with all that is around it.
-const BODY_BYTES_MAX: usize = 160 << 10;
+/// Largest body, bytes: a customer may send a log with their answer, of which the beginning is kept.
+const BODY_BYTES_MAX: usize = 1 << 20;
 
 #[derive(Clone)]
 struct Hook {

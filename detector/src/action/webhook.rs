@@ -221,10 +221,10 @@ fn header_of(key: &str) -> String {
 }
 
 fn understood(text: &str, asked: bool) -> Answer {
-    // An object alone: serde would also take a list for the members in their order.
-    let object = serde_json::from_str::<serde_json::Map<String, serde_json::Value>>(text);
-    let said = object.and_then(|object| serde_json::from_value(object.into()));
-    let Ok(Said { outcome, detail }) = said else {
+    // An object alone: serde would also take a list for the members in their order. A member said twice is an error: which one counts
+    // cannot be told.
+    let said = (text.trim_start().starts_with('{')).then(|| serde_json::from_str(text));
+    let Some(Ok(Said { outcome, detail })) = said else {
         return Answer::doubtful(format!("the answer is not understood: {:?}", words(text)));
     };
     let detail = words(&detail);

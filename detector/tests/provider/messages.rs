@@ -148,8 +148,18 @@ async fn a_signed_body_that_is_no_message_is_refused_in_a_sentence() {
 #[tokio::test]
 async fn a_body_that_is_too_long_is_refused_unread() {
     let detector = Detector::start().await;
-    let body = BODY.replace("That", &"a".repeat(200 << 10));
+    let body = BODY.replace("That", &"a".repeat(2 << 20));
     let (status, _) = detector.post_signed(SECRET, now(), &body).await;
     assert_eq!(status, 413);
     assert!(detector.heard().await.is_empty());
+}
+
+#[tokio::test]
+async fn a_customer_who_sends_a_long_log_is_heard() {
+    let detector = Detector::start().await;
+    let body = BODY.replace("That", &"a".repeat(200 << 10));
+    let (status, said) = detector.post_signed(SECRET, now(), &body).await;
+    assert_eq!(status, 200, "{said}");
+    let heard = detector.heard().await;
+    assert!(heard[0].starts_with("aaaa") && heard[0].contains("bytes; this is its beginning"));
 }

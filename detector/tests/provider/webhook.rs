@@ -110,6 +110,7 @@ async fn rubbish_is_in_doubt_and_not_sent_again() {
         http(200, "<html>it works</html>"),
         http(200, r#"{"outcome":"maybe"}"#),
         http(200, r#"["done"]"#),
+        http(200, r#"{"outcome":"done","outcome":"refused"}"#),
         http(204, ""),
         http(302, DONE),
     ] {

@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use davy_decision::{
-    account::DropletId,
-    audit::{Actor, Note},
+    account::{AccountId, DropletId},
+    audit::{Actor, Entry, Note},
     case::{Case, CaseError, CaseId, Finding, Opinion, Rank},
     dossier::{Dossier, Event, Refusal},
     fleet::Fleet,
@@ -41,6 +41,31 @@ pub fn read<T: DeserializeOwned>(what: &'static str, text: &str) -> Result<T, Ba
         what,
         why: error.to_string(),
     })
+}
+
+/// An entry of the audit log from its row. The hash is over the note alone, so the account that the row is found by has to be the note's.
+///
+/// # Errors
+/// If it is no note, or another account's.
+pub fn entry(
+    number: u64,
+    account: Option<&str>,
+    note: &str,
+    hash: String,
+) -> Result<Entry, BadRecord> {
+    let note: Note = read("a note", note)?;
+    if note.account.as_ref().map(AccountId::as_str) != account {
+        let named = |account: Option<&str>| account.unwrap_or("no account").to_owned();
+        return Err(BadRecord {
+            what: "an entry of the audit log",
+            why: format!(
+                "entry {number} is kept under {}, and is about {}: the database was changed by other hands",
+                named(account),
+                named(note.account.as_ref().map(AccountId::as_str))
+            ),
+        });
+    }
+    Ok(Entry { number, note, hash })
 }
 
 /// Ms for a column: what a store's signed integers hold.

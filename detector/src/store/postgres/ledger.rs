@@ -450,7 +450,7 @@ impl Ledger for Postgres {
         after: u64,
         rows_max: u64,
     ) -> Result<Vec<Entry>, StoreError> {
-        let sql = "SELECT number, note, hash FROM audit WHERE ($1::text IS NULL OR account = $1) AND number > $2
+        let sql = "SELECT number, account, note, hash FROM audit WHERE ($1::text IS NULL OR account = $1) AND number > $2
              ORDER BY number LIMIT $3";
         let account = account.as_ref().map(AccountId::as_str);
         let params = (signed(after), signed(rows_max));
@@ -459,11 +459,8 @@ impl Ledger for Postgres {
             sql,
             &[&account, &params.0, &params.1],
             |row| {
-                Ok(Entry {
-                    number: unsigned(row.get(0)),
-                    note: read("a note", row.get(1))?,
-                    hash: row.get(2),
-                })
+                let number = unsigned(row.get(0));
+                Ok(rows::entry(number, row.get(1), row.get(2), row.get(3))?)
             },
         )
         .await

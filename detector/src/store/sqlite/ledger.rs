@@ -431,20 +431,17 @@ impl Ledger for Sqlite {
         rows_max: u64,
     ) -> Result<Vec<Entry>, StoreError> {
         self.read("reading the audit log", move |connection| {
-            let sql = "SELECT number, note, hash FROM audit WHERE (?1 IS NULL OR account = ?1) AND number > ?2
+            let sql = "SELECT number, account, note, hash FROM audit WHERE (?1 IS NULL OR account = ?1) AND number > ?2
                  ORDER BY number LIMIT ?3";
             let account = account.as_ref().map(AccountId::as_str);
             let params = params![account, signed(after), signed(rows_max)];
             let found = all(connection, sql, params, |row| {
-                Ok((row.get(0)?, row.get::<_, String>(1)?, row.get(2)?))
+                let account: Option<String> = row.get(1)?;
+                Ok((row.get(0)?, account, row.get::<_, String>(2)?, row.get(3)?))
             })?;
             (found.into_iter())
-                .map(|(number, note, hash)| {
-                    Ok(Entry {
-                        number: unsigned(number),
-                        note: read("a note", &note)?,
-                        hash,
-                    })
+                .map(|(number, account, note, hash)| {
+                    Ok(rows::entry(unsigned(number), account.as_deref(), &note, hash)?)
                 })
                 .collect()
         })
