@@ -347,7 +347,7 @@ async fn make(
             reason,
             measure,
         } => {
-            let back = format!("davyctl cases unlock {}", case.case);
+            let back = format!("davyctl cases undo {}", case.case);
             let request = v1::ProposeDenialRequest {
                 case: case.name(),
                 reason: reason.text()?,

@@ -7,15 +7,17 @@
 //!   └────────────── the customer speaks ─────────────────┘
 //! ```
 //!
-//! - The customer's clock runs from when they speak, or are locked, until a person answers.
+//! - The customer's clock runs from when they speak until a person answers.
 //! - A denial takes two different people and a reason that each wrote for this case ([`crate::text`]).
-//! - An appealed lock gets two independent reviews, by people who have not denied it; neither reviewer sees the other's before both
-//!   are in ([`Case::seen_by`]), nor what came of it. If they differ, the account is unlocked: so the first that says so unlocks at once.
+//! - An appealed lock gets two independent reviews, by people who have not denied it: `appeal`.
 //!
 //! A person is an identity: two tokens of one person are one person.
 
+mod appeal;
+
 use std::fmt;
 
+pub use appeal::Seal;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -194,6 +196,9 @@ pub struct Case {
     pub past: Vec<Opinion>,
     /// What was said.
     pub messages: Vec<Message>,
+    /// How it stood before the first review of its appeal, until the second is in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sealed: Option<Seal>,
 }
 
 /// Why something cannot be done to a case.
@@ -237,6 +242,14 @@ pub enum CaseError {
         /// Who.
         by: Person,
     },
+    /// Who reviews an appeal does nothing else to it meanwhile.
+    #[error(
+        "case {case} is appealed and wants your own review first: read it, then unlock or second-opinion, with a reason"
+    )]
+    ReviewFirst {
+        /// Which case.
+        case: String,
+    },
     /// The reason is none.
     #[error(transparent)]
     Reason(#[from] ReasonError),
@@ -266,6 +279,7 @@ impl Case {
             opinions: Vec::new(),
             past: Vec::new(),
             messages: Vec::new(),
+            sealed: None,
         }
     }
 
@@ -273,6 +287,17 @@ impl Case {
     #[must_use]
     pub const fn is_open(&self) -> bool {
         matches!(self.state, State::Open | State::Claimed { .. })
+    }
+
+    /// Whether people denied it, and nobody has taken that back.
+    #[must_use]
+    pub const fn is_denied(&self) -> bool {
+        match self.state {
+            State::Decided { ruling, .. } | State::Closed { ruling, .. } => {
+                matches!(ruling, Ruling::Denied)
+            }
+            State::Open | State::Claimed { .. } => false,
+        }
     }
 
     /// When it was decided, if it is and is not closed.
@@ -335,6 +360,8 @@ impl Case {
     /// If another person has it, or there is nothing left to do.
     pub fn claim(&mut self, by: &Person, take_over: bool, at: Time) -> Result<(), CaseError> {
         match &self.state {
+            // The second review is one's own to give: nothing is to be claimed, and nothing told.
+            _ if self.is_kept_from(by) => Ok(()),
             State::Claimed { by: holder, .. } if holder == by => Ok(()),
             State::Claimed { by, at } if !take_over => Err(CaseError::Claimed {
                 case: self.id.to_string(),
@@ -345,8 +372,6 @@ impl Case {
                 self.state = State::Claimed { by: by.clone(), at };
                 Ok(())
             }
-            // The second review is one's own to give: nothing is to be claimed, and nothing told.
-            State::Decided { .. } if self.wants_review_of(by) => Ok(()),
             State::Decided { .. } | State::Closed { .. } => {
                 Err(self.wrong("there is nothing left to claim"))
             }
@@ -389,9 +414,9 @@ impl Case {
                     self.appeal(message.at);
                 }
                 self.take_up_again();
-                // Who proposed a denial had not read this. Reviews of an appeal stay: the second reviewer reads it.
-                if self.is_open() && self.appealed_at.is_none() {
-                    self.past.append(&mut self.opinions);
+                // Who denied had not read this. That a review unlocks stands: nothing more is needed for it.
+                if self.is_open() {
+                    self.void_denials();
                 }
             }
             Speaker::Person { .. } => self.answered(),
@@ -399,6 +424,21 @@ impl Case {
         }
         self.messages.push(message);
         Ok(())
+    }
+
+    /// Denials that were given count for nothing any more; that somebody would unlock does.
+    pub(crate) fn void_denials(&mut self) {
+        let denies = |held: &mut Opinion| held.finding == Finding::Deny;
+        self.past.extend(self.opinions.extract_if(.., denies));
+    }
+
+    /// A person's opinion is withdrawn, if it waits for a second one. Says whether there was one.
+    pub fn withdraw(&mut self, by: &Person) -> bool {
+        let given = self.opinions.len();
+        if self.is_open() {
+            self.opinions.retain(|held| held.by != *by);
+        }
+        self.opinions.len() < given
     }
 
     /// The customer waits from `at` on, if they did not before.
@@ -436,95 +476,26 @@ impl Case {
         !self.paged && self.waiting_since.is_some_and(|since| at - since > limit)
     }
 
-    /// A person unlocks a case that is not appealed: there one word is enough. On an appealed one it is a review: see [`Case::opine`].
+    /// A person unlocks where one word is enough: a case that is not appealed, or one that was denied, closed or not. On an appealed one
+    /// it is a review: see [`Case::opine`].
     ///
     /// # Errors
-    /// If it is appealed, or there is nothing left to decide.
+    /// If it is appealed, or unlocked already.
     pub fn unlock(&mut self, by: &Person, ruling: Ruling, at: Time) -> Result<(), CaseError> {
-        if self.appealed_at.is_some() {
-            return Err(self.wrong("it is appealed; give a reason with the unlock: it is a review"));
+        if self.takes_reviews() {
+            return Err(CaseError::State {
+                case: self.id.to_string(),
+                state: "appealed",
+                what: "give a reason with the unlock: it is a review",
+            });
         }
-        // Nobody's claim keeps a customer locked.
-        self.claim(by, true, at)?;
+        if !self.is_denied() {
+            // Nobody's claim keeps a customer locked.
+            self.claim(by, true, at)?;
+        }
         self.answered();
         self.state = State::Decided { ruling, at };
         Ok(())
-    }
-
-    /// Whether an appeal still wants its second review, though the first one has unlocked already.
-    #[must_use]
-    pub fn wants_review(&self) -> bool {
-        self.appealed_at.is_some()
-            && self.opinions.len() == 1
-            && matches!(self.state, State::Decided { .. })
-    }
-
-    /// A person gives an opinion: proposes a denial, gives the second opinion on one, or reviews an appeal. `earlier`: reasons
-    /// written in other cases, by name. Gives the ruling if this opinion brought one.
-    ///
-    /// A single unlock unlocks, also of an appealed lock: whatever a second review says, the two would differ or agree on it. The
-    /// second review is wanted all the same.
-    ///
-    /// # Errors
-    /// If there is nothing left to decide, the person has given an opinion before, or the reason of a denial is not their own.
-    pub fn opine<'a>(
-        &mut self,
-        opinion: Opinion,
-        earlier: impl IntoIterator<Item = (&'a str, &'a Reason)>,
-    ) -> Result<Option<Ruling>, CaseError> {
-        if !self.is_open() && !self.wants_review() {
-            return Err(self.wrong("there is nothing left to decide"));
-        }
-        self.may_opine(&opinion)?;
-        // Nothing keeps an unlock back, a copied reason neither.
-        if opinion.finding == Finding::Deny {
-            let held = self.past.iter().chain(&self.opinions);
-            let in_case = held.map(|held| ("another reason", &held.reason));
-            opinion.reason.is_own(in_case)?;
-            opinion.reason.is_own(earlier)?;
-        }
-        let (at, was_open) = (opinion.at, self.is_open());
-        self.opinions.push(opinion);
-        let Some(ruling) = self.ruling().filter(|_| was_open) else {
-            return Ok(None);
-        };
-        self.answered();
-        self.state = State::Decided { ruling, at };
-        Ok(Some(ruling))
-    }
-
-    fn may_opine(&self, opinion: &Opinion) -> Result<(), CaseError> {
-        let (case, by) = (self.id.to_string(), opinion.by.clone());
-        if self.opinions.iter().any(|held| held.by == by) {
-            return Err(CaseError::SamePerson { case, by });
-        }
-        let denies = opinion.finding == Finding::Deny;
-        let denied = |held: &Opinion| held.by == by && held.finding == Finding::Deny;
-        if denies && self.appealed_at.is_some() && self.past.iter().any(denied) {
-            return Err(CaseError::NotIndependent { case, by });
-        }
-        let measured = opinion.measure.is_some_and(Step::is_measure);
-        if denies != measured {
-            return Err(CaseError::Measure);
-        }
-        Ok(())
-    }
-
-    /// What the opinions amount to: one unlock unlocks, two denials of two people deny.
-    fn ruling(&self) -> Option<Ruling> {
-        let unlock = |held: &Opinion| held.finding == Finding::Unlock;
-        match self.opinions.len() {
-            _ if self.opinions.iter().any(unlock) => Some(Ruling::Unsure),
-            0 | 1 => None,
-            _ => Some(Ruling::Denied),
-        }
-    }
-
-    /// What two people who denied agree on: the milder of what each said.
-    #[must_use]
-    pub fn measure(&self) -> Option<Step> {
-        let measures = self.opinions.iter().filter_map(|held| held.measure);
-        measures.min()
     }
 
     /// Decided cases are taken up again by a person who takes the decision back. Its opinions stand for nothing any more.
@@ -540,38 +511,6 @@ impl Case {
             }
             _ => Err(self.wrong("there is no decision to take back")),
         }
-    }
-
-    /// Whether `person` is to review the appeal still, and so sees nothing of what another reviewer found.
-    #[must_use]
-    pub fn wants_review_of(&self, person: &Person) -> bool {
-        self.appealed_at.is_some()
-            && (self.is_open() || self.wants_review())
-            && !self.opinions.iter().any(|held| held.by == *person)
-    }
-
-    /// Since when there is something in it that `person` may not see.
-    #[must_use]
-    pub fn hidden_since(&self, person: &Person) -> Option<Time> {
-        let hidden = self
-            .opinions
-            .iter()
-            .filter(|_| self.wants_review_of(person));
-        hidden.map(|held| held.at).min()
-    }
-
-    /// The case as `person` may see it: while they are to review an appeal, without the other reviewer's opinion, and open, whatever
-    /// that one led to.
-    #[must_use]
-    pub fn seen_by(&self, person: &Person) -> Self {
-        let mut seen = self.clone();
-        if self.appealed_at.is_some() && (self.is_open() || self.wants_review()) {
-            seen.opinions.retain(|held| held.by == *person);
-        }
-        if self.wants_review() && self.wants_review_of(person) {
-            seen.state = State::Open;
-        }
-        seen
     }
 
     /// Closes a decided case.

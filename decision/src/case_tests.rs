@@ -116,6 +116,7 @@ fn an_appealed_lock_gets_two_new_reviews_and_neither_sees_the_other() {
     let error = case.opine(opinion("ann", Finding::Deny, TWO), []);
     assert!(matches!(error, Err(CaseError::NotIndependent { .. })));
     assert!(case.unlock(&person("cid"), Ruling::Unsure, T0).is_err());
+    assert!(case.seal(true, T0));
     let first = case.opine(opinion("cid", Finding::Deny, THREE), []);
     assert_eq!(first, Ok(None), "one review does not deny");
     assert!(case.seen_by(&person("dan")).opinions.is_empty());
@@ -129,6 +130,7 @@ fn an_appealed_lock_gets_two_new_reviews_and_neither_sees_the_other() {
 fn a_first_review_that_unlocks_does_so_at_once_and_the_second_is_wanted_still() {
     let mut case = case();
     case.say(said(customer(), 5), true).unwrap();
+    assert!(case.seal(true, T0));
     let first = case.opine(opinion("cid", Finding::Unlock, ONE), []);
     assert_eq!(first, Ok(Some(Ruling::Unsure)));
     assert!(case.wants_review() && case.close(T0).is_err());

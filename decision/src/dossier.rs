@@ -12,8 +12,10 @@
 //! | `turn` | what time alone brings, and when to look next |
 //! | `people` | what the customer and the provider's people do |
 //! | `ruling` | what people decide |
+//! | `blind` | what one reviewer of an appeal may see while another's review is kept from them |
 //! | `event` | what happened, and why something did not |
 
+mod blind;
 mod event;
 mod outbox;
 mod people;
@@ -104,6 +106,9 @@ pub struct Dossier {
     pub letters: Vec<Letter>,
     /// Keys of customers' messages, the latest last.
     pub message_keys: Vec<String>,
+    /// The record as it was before the first review of an appeal, until the second is in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sealed: Option<Box<Self>>,
 }
 
 impl Dossier {
@@ -131,6 +136,7 @@ impl Dossier {
             letters_written: 0,
             letters: Vec::new(),
             message_keys: Vec::new(),
+            sealed: None,
         }
     }
 
@@ -378,34 +384,6 @@ impl Dossier {
         events
     }
 
-    /// The record as `person` may see it: while they are to review an appeal, without what another reviewer found, and without what
-    /// came of that.
-    #[must_use]
-    pub fn seen_by(&self, person: &case::Person) -> Self {
-        let mut seen = self.clone();
-        let hidden = self
-            .case
-            .as_ref()
-            .and_then(|case| case.hidden_since(person));
-        for case in seen.case.iter_mut().chain(&mut seen.former) {
-            *case = case.seen_by(person);
-        }
-        let Some(hidden) = hidden else {
-            return seen;
-        };
-        seen.holds.retain(|hold| hold.since < hidden);
-        seen.allowed.take_if(|allowed| allowed.since >= hidden);
-        seen.letters.retain(|letter| letter.written_at < hidden);
-        seen.actions.retain(|action| match action.state {
-            State::Withheld { at, .. } => at < hidden,
-            _ => action.planned_at < hidden,
-        });
-        if let Some(since) = self.case.as_ref().and_then(|case| case.appealed_at) {
-            seen.conversation.get_or_insert(Conversation { since });
-        }
-        seen
-    }
-
     /// The cases that a change may have changed.
     pub fn recent_cases(&self) -> impl Iterator<Item = &Case> {
         self.former.iter().chain(&self.case)
@@ -432,3 +410,7 @@ mod rulings_tests;
 #[cfg(test)]
 #[path = "dossier_release_tests.rs"]
 mod release_tests;
+
+#[cfg(test)]
+#[path = "dossier_blind_tests.rs"]
+mod blind_tests;

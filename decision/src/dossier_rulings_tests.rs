@@ -12,16 +12,16 @@ pub(super) const ONE: &str =
     "Four droplets computed RandomX for a day and the card is reported stolen by its bank";
 const TWO: &str =
     "I asked twice what runs there, the answers named a pool, and the payment bounced since";
-const THREE: &str =
+pub(super) const THREE: &str =
     "The same pool address stands in all five droplets that were made since noon today";
-const FOUR: &str =
+pub(super) const FOUR: &str =
     "Nothing the customer wrote explains why a web shop would hash on every core at night";
 
-fn person(name: &str) -> Person {
+pub(super) fn person(name: &str) -> Person {
     Person(name.to_owned())
 }
 
-fn denies(
+pub(super) fn denies(
     world: &mut World,
     by: &str,
     step: Step,
@@ -45,7 +45,7 @@ pub(super) fn carry_out(world: &mut World, key: &Key, at: u64) {
     world.learn(key, Outcome::Done, at);
 }
 
-fn by_people(world: &World, step: Step) -> Key {
+pub(super) fn by_people(world: &World, step: Step) -> Key {
     Key {
         turn: 1,
         ..world.key(step, false)
@@ -60,7 +60,7 @@ pub(super) fn undo_of(key: &Key) -> Key {
 }
 
 /// Throttled by automation, then locked by ann and ben.
-fn locked() -> (World, Key) {
+pub(super) fn locked() -> (World, Key) {
     let (mut world, _) = World::throttled();
     denies(&mut world, "ann", Step::Lock, ONE, 30).unwrap();
     denies(&mut world, "ben", Step::Lock, TWO, 31).unwrap();
@@ -74,7 +74,7 @@ fn letters(world: &World, to: Recipient) -> Vec<&Letter> {
     all.filter(|letter| letter.to == to).collect()
 }
 
-fn says(world: &mut World, key: &str, at: u64) -> Vec<Event> {
+pub(super) fn says(world: &mut World, key: &str, at: u64) -> Vec<Event> {
     (world
         .dossier
         .hear(key, "ticket", "It is our build farm.", minute(at)))
@@ -107,7 +107,7 @@ fn a_denial_of_what_stands_already_is_told_with_its_reasons_and_lasts_from_now()
     denies(&mut world, "ben", Step::Throttle, TWO, 601).unwrap();
     let told = letters(&world, Recipient::Customer);
     assert_eq!(told.len(), 1);
-    for words in [ONE, TWO, "You can appeal", "acct-1/1"] {
+    for words in [ONE, TWO, "answer this message", "acct-1/1"] {
         assert!(told[0].text.contains(words), "{words}: {}", told[0].text);
     }
     let held = world.dossier.in_effect(Step::Throttle).unwrap();

@@ -4,23 +4,32 @@
 //! final without a way back.
 
 use crate::{
-    account::DropletId, case::CaseId, decide::Plan, policy::Step, settings::Settings, time::Time,
+    account::DropletId, action::By, case::CaseId, decide::Plan, policy::Step, settings::Settings,
+    time::Time,
 };
 
 /// What was done, to whom it was done.
-fn done(step: Step) -> &'static str {
+fn done(step: Step, droplets: &[DropletId]) -> String {
+    let names: Vec<_> = droplets.iter().map(DropletId::as_str).collect();
+    let names = names.join(", ");
     match step {
         Step::Throttle => {
-            "The CPU of these droplets is capped; nothing on them is lost or turned off"
+            format!(
+                "The CPU of these droplets is capped: {names}. Nothing on them is lost or turned off"
+            )
         }
-        Step::PowerDown => {
-            "These droplets were turned off; nothing on them is deleted, and they are turned on again if this was wrong"
+        Step::PowerDown => format!(
+            "These droplets were turned off: {names}. Nothing on them is deleted, and they are turned on again if this was wrong"
+        ),
+        Step::Lock if names.is_empty() => {
+            "The account was locked. Nothing in it is deleted, and it is unlocked if this was wrong"
+                .to_owned()
         }
-        Step::Lock => {
-            "The account was locked; nothing in it is deleted, and it is unlocked if this was wrong"
-        }
+        Step::Lock => format!(
+            "The account was locked because of these droplets: {names}. Nothing in it is deleted, and it is unlocked if this was wrong"
+        ),
         Step::Observe | Step::CloserLook | Step::OpenCase | Step::Notify => {
-            "We are writing to you because of how these droplets compute"
+            format!("We are writing to you because of how these droplets compute: {names}")
         }
     }
 }
@@ -44,7 +53,6 @@ pub fn of_plan(
     ruled: bool,
     settings: &Settings,
 ) -> String {
-    let targets: Vec<_> = plan.targets.iter().map(DropletId::as_str).collect();
     let rules: Vec<_> = (plan.asked.iter())
         .filter(|asked| asked.step == step && asked.permitted)
         .flat_map(|asked| asked.policies.iter().map(String::as_str))
@@ -63,22 +71,42 @@ pub fn of_plan(
         "This was done automatically; no person has looked at it yet"
     };
     format!(
-        "{}: {}.{end}\n\nWhat was seen: {}. This is about how the droplets compute, not about how much CPU they use.\n\nWhich rule \
+        "{}.{end}\n\nWhat was seen: {}. This is about how the droplets compute, not about how much CPU they use.\n\nWhich rule \
          applied: {rules}. {who}.\n\n{}",
-        done(step),
-        targets.join(", "),
+        done(step, &plan.targets),
         plan.reasons.join("; "),
         answer(case, settings)
     )
 }
 
-/// Of an action that people decided.
+/// Of an action that people decided: a denial by two, or a throttle by one.
 #[must_use]
-pub fn of_people(step: Step, reasons: &[&str], case: &CaseId, settings: &Settings) -> String {
+pub fn of_people(
+    step: Step,
+    droplets: &[DropletId],
+    reasons: &[&str],
+    case: &CaseId,
+    settings: &Settings,
+) -> String {
+    let rule = if reasons.len() > 1 {
+        "what a customer may not do is decided by two people, each with reasons of their own"
+            .to_owned()
+    } else {
+        format!(
+            "a person may cap the CPU of droplets that mined for {}; it ends by itself unless a person extends it",
+            settings.throttle_ms
+        )
+    };
+    // Only what takes the droplets away is reviewed like this; a throttle is looked at again by whoever reads the answer.
+    let appeal = if step > Step::Throttle {
+        "You can appeal by answering this message: then two people who have not decided on it before each look at it by themselves. "
+    } else {
+        ""
+    };
     format!(
-        "{}. This was decided by people, not automatically.\n\nTheir reasons:\n{}\n\nYou can appeal by answering this message: then two \
-         people who have not decided on it before each look at it by themselves. {}",
-        done(step),
+        "{}. This was decided by people, not automatically.\n\nWhat they saw, and why they decided so, in their words:\n\
+         {}\n\nWhich rule applied: {rule}.\n\n{appeal}{}",
+        done(step, droplets),
         reasons
             .iter()
             .map(|reason| format!("- {reason}"))
@@ -88,9 +116,9 @@ pub fn of_people(step: Step, reasons: &[&str], case: &CaseId, settings: &Setting
     )
 }
 
-/// That an action is taken back.
+/// That an action is taken back, and by whom.
 #[must_use]
-pub fn of_undo(step: Step, why: &str, case: &CaseId) -> String {
+pub fn of_undo(step: Step, why: &str, by: &By, case: &CaseId) -> String {
     let what = match step {
         Step::Throttle => "The cap on your droplets' CPU was lifted",
         Step::PowerDown => "The droplets that were turned off are turned on again",
@@ -99,8 +127,12 @@ pub fn of_undo(step: Step, why: &str, case: &CaseId) -> String {
             "Our earlier message does not stand any more"
         }
     };
+    let who = match by {
+        By::Automation { .. } => "This was done automatically",
+        By::Person { .. } => "A person decided this",
+    };
     format!(
-        "{what}: {why}. If anything is not as it was, answer this message (case {case}); a person reads it."
+        "{what}: {why}. {who}. If anything is not as it was, answer this message (case {case}); a person reads it."
     )
 }
 
@@ -108,7 +140,7 @@ pub fn of_undo(step: Step, why: &str, case: &CaseId) -> String {
 #[must_use]
 pub fn of_answer(text: &str, case: &CaseId) -> String {
     format!(
-        "{}\n\nThis is about case {case}. You can answer this message at any time; a person reads it.",
+        "{}\n\nA person wrote this; it is about case {case}. You can answer this message at any time; a person reads it.",
         text.trim_end()
     )
 }
@@ -209,7 +241,7 @@ mod tests {
                 "mining:throttle-the-new",
                 "automatically; no person has looked at it yet",
                 "It ends by itself on 2019-05-29T16:43:00Z",
-                "nothing on them is lost",
+                "Nothing on them is lost",
                 "nothing more is done automatically until a person has decided",
             ],
         );
@@ -221,31 +253,54 @@ mod tests {
     #[test]
     fn what_people_decided_says_so_with_both_reasons_and_the_appeal() {
         let reasons = ["the first one", "and the second"];
+        let droplets = ["d-1".try_into().unwrap(), "d-2".try_into().unwrap()];
+        let of = |step, reasons: &[&str]| {
+            of_people(step, &droplets, reasons, &case(), &Settings::default())
+        };
         for step in [Step::Throttle, Step::PowerDown, Step::Lock] {
-            let text = of_people(step, &reasons, &case(), &Settings::default());
+            let text = of(step, &reasons);
             says(&text, &reasons);
             says(
                 &text,
                 &[
                     "decided by people, not automatically",
-                    "You can appeal",
-                    "two people who have not decided on it before",
+                    "d-1, d-2",
+                    "by two people, each with reasons of their own",
                 ],
             );
+            // What the code does not do is not promised.
+            assert_eq!(
+                text.contains("two people who have not decided on it before"),
+                step != Step::Throttle
+            );
         }
+        says(
+            &of(Step::Throttle, &reasons[..1]),
+            &["a person may cap", "for 1 d;", "ends by itself"],
+        );
     }
 
     #[test]
     fn what_is_taken_back_says_why_and_a_persons_answer_the_way_back() {
         for step in [Step::Notify, Step::Throttle, Step::PowerDown, Step::Lock] {
+            let automatic = By::Automation { decision: 4 };
             says(
-                &of_undo(step, "it was meant to end by now", &case()),
-                &["meant to end"],
+                &of_undo(step, "it was meant to end by now", &automatic, &case()),
+                &["meant to end", "This was done automatically"],
+            );
+            let person = By::Person {
+                person: "ann".to_owned(),
+            };
+            let text = of_undo(step, "a person lifted it", &person, &case());
+            says(&text, &["A person decided this"]);
+            assert!(
+                !text.contains("ann"),
+                "who it was is the provider's: {text}"
             );
         }
         says(
             &of_answer("We are done here.", &case()),
-            &["We are done here."],
+            &["We are done here.", "A person wrote this"],
         );
     }
 

@@ -40,6 +40,9 @@ pub fn of(event: &Event) -> String {
         Event::Answered { case, by } => {
             format!("{by} answered the customer in case {case}; their clock stands still")
         }
+        Event::OpinionWithdrawn { case, by } => {
+            format!("{by} withdrew their opinion on case {case}")
+        }
         Event::OpinionGiven { case, by, finding } => match finding {
             Finding::Deny => format!("{by} is for a denial of case {case}"),
             Finding::Unlock => format!("{by} is for an unlock of case {case}"),

@@ -4,7 +4,8 @@
 //! released any more.
 //!
 //! Who found what in an appeal is kept back from the audit log's readers until the reviews are in. The entry's number and hash
-//! stand there all the same, so that the chain can be followed over it; it is checked in full once it is shown.
+//! stand there all the same, so that the chain can be followed over it; it is checked in full once it is shown. Decisions of the account
+//! made since are left out until then, too.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -128,8 +129,7 @@ fn is_withheld(entry: &Entry, under_review: &HashMap<AccountId, Time>) -> bool {
             | Event::FactsFailed { .. }
             | Event::EpisodeBegan { .. }
             | Event::EpisodeEnded { .. }
-            | Event::CustomerSpoke { .. }
-            | Event::Paged { .. })
+            | Event::CustomerSpoke { .. })
     )
 }
 
@@ -216,25 +216,29 @@ impl Automation for AutomationService {
         &self,
         request: Request<v1::ReadDecisionsRequest>,
     ) -> Result<Response<Self::ReadDecisionsStream>, Status> {
-        self.gate.caller(request.metadata())?;
+        let reader = reader(&self.gate.caller(request.metadata())?);
         let account = account_of(request.into_inner().account)?;
-        let (ledger, (out, answers)) = (Arc::clone(&self.desk.ledger), mpsc::channel(QUEUE));
+        let (service, (out, answers)) = (self.clone(), mpsc::channel(QUEUE));
         tokio::spawn(async move {
             let mut after = None;
             loop {
-                let read = ledger
-                    .decisions(account.clone(), after.clone(), DECISIONS)
+                let read = service
+                    .decisions(account.clone(), after.clone(), &reader)
                     .await;
-                let decisions = match read {
-                    Ok(decisions) if decisions.is_empty() => return,
-                    Ok(decisions) => decisions,
+                let (decisions, hidden) = match read {
+                    Ok((decisions, _)) if decisions.is_empty() => return,
+                    Ok(read) => read,
                     Err(error) => {
-                        let _ = out.send(Err(failed(&error))).await;
+                        let _ = out.send(Err(error)).await;
                         return;
                     }
                 };
                 for decision in decisions {
                     after = Some((decision.input.account.clone(), decision.number));
+                    let since = hidden.get(&decision.input.account);
+                    if since.is_some_and(|since| decision.input.at >= *since) {
+                        continue;
+                    }
                     if out.send(on_the_wire(&decision)).await.is_err() {
                         return;
                     }
@@ -261,6 +265,18 @@ impl Automation for AutomationService {
 }
 
 impl AutomationService {
+    /// The next decisions, and from when on those of an account are kept from `reader`: they rest on what a review brought.
+    async fn decisions(
+        &self,
+        account: Option<AccountId>,
+        after: Option<(AccountId, u64)>,
+        reader: &Person,
+    ) -> Result<(Vec<Decision>, HashMap<AccountId, Time>), Status> {
+        let held = self.desk.ledger.decisions(account, after, DECISIONS).await;
+        let held = held.map_err(|error| failed(&error))?;
+        Ok((held, self.under_review(reader).await?))
+    }
+
     /// The next entries, as `reader` may see them.
     async fn entries(
         &self,

@@ -115,7 +115,7 @@ impl SafetyService for Safeties {
         &self,
         request: Request<v1::CheckRequest>,
     ) -> Result<Response<v1::CheckResponse>, Status> {
-        self.gate.caller(request.metadata())?;
+        let caller = self.gate.caller(request.metadata())?;
         let v1::CheckRequest {
             account,
             action,
@@ -138,6 +138,10 @@ impl SafetyService for Safeties {
         let known = held.is_some();
         let mut dossier = held.unwrap_or_else(|| Dossier::new(account));
         self.refresh(&mut dossier, known).await?;
+        if let Some(person) = caller.person() {
+            // Their appeal is open: the answer is no for that alone.
+            dossier = dossier.seen_by(&person);
+        }
         let fleet = self
             .desk
             .ledger

@@ -80,6 +80,13 @@ pub enum Event {
         /// What they found.
         finding: Finding,
     },
+    /// A person withdrew their opinion.
+    OpinionWithdrawn {
+        /// On which case.
+        case: CaseId,
+        /// Who.
+        by: Person,
+    },
     /// A person took a decision back.
     TakenBack {
         /// Of which case.
@@ -190,8 +197,11 @@ pub enum Refusal {
     #[error(transparent)]
     Action(#[from] TransitionError),
     /// A message that cannot be taken.
-    #[error("a message has a key and a text: give both, the text with at most 64 KiB")]
+    #[error("a message has a key and a text: give both, key and channel with at most 256 bytes")]
     Message,
+    /// An answer that cannot be taken.
+    #[error("an answer is a text of at most 64 KiB: write one, or several")]
+    Answer,
     /// The customer waits.
     #[error("the customer of account {account} waits for a decision: decide first")]
     Waits {

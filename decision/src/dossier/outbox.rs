@@ -334,7 +334,7 @@ impl Dossier {
             State::Done { .. } if self.action(key)?.is_automated() => {
                 let action = self.action(key)?.clone();
                 if let Some(why) = self.appeared(&action, fleet, settings, at) {
-                    events.extend(self.undo(key, &why, at));
+                    events.extend(self.undo(key, &why, None, at));
                 }
             }
             // It never arrived, and is not wanted any more.
@@ -421,8 +421,25 @@ impl Dossier {
         spoken
     }
 
-    /// Puts the undoing of an action into the outbox, if it may be felt and is not being undone.
-    pub(super) fn undo(&mut self, key: &Key, why: &str, at: Time) -> Option<Event> {
+    /// That Davy itself undoes an action: by the decision that led to it, if one did.
+    fn itself(&self, action: &Action) -> By {
+        match action.by {
+            By::Automation { decision } => By::Automation { decision },
+            By::Person { .. } => By::Automation {
+                decision: self.decisions,
+            },
+        }
+    }
+
+    /// Puts the undoing of an action into the outbox, if it may be felt and is not being undone; `by`: the person who asked for it, if
+    /// one did.
+    pub(super) fn undo(
+        &mut self,
+        key: &Key,
+        why: &str,
+        by: Option<&str>,
+        at: Time,
+    ) -> Option<Event> {
         let action = self.actions.iter().find(|action| action.key == *key)?;
         // A notice of an episode long past is not worth taking back.
         let stale = key.step == Step::Notify && key.episode != self.episodes;
@@ -430,6 +447,12 @@ impl Dossier {
             return None;
         }
         let case = self.case.as_ref()?.id.clone();
+        let by = by.map_or_else(
+            || self.itself(action),
+            |person| By::Person {
+                person: person.to_owned(),
+            },
+        );
         let undo = Action {
             key: Key {
                 undo: true,
@@ -437,7 +460,8 @@ impl Dossier {
             },
             planned_at: at,
             ends_at: None,
-            statement: statement::of_undo(key.step, why, &case),
+            statement: statement::of_undo(key.step, why, &by, &case),
+            by,
             state: State::Planned,
             paged: false,
             ..action.clone()
@@ -445,17 +469,23 @@ impl Dossier {
         self.put(undo)
     }
 
-    /// Undoes all that is in effect and withholds all that was about to leave.
-    pub(super) fn undo_all(&mut self, why: &str, at: Time) -> Vec<Event> {
+    /// Undoes all that is in effect and withholds all that was about to leave, as a person asked for.
+    pub(super) fn undo_all(&mut self, why: &str, by: &str, at: Time) -> Vec<Event> {
         let keys: Vec<_> = (self.actions.iter())
             .map(|action| action.key.clone())
             .filter(|key| !key.undo)
             .collect();
-        self.undo_each(keys, why, at)
+        self.undo_each(keys, why, by, at)
     }
 
     /// Undoes what of these is in effect, and withholds what was about to leave.
-    pub(super) fn undo_each(&mut self, keys: Vec<Key>, why: &str, at: Time) -> Vec<Event> {
+    pub(super) fn undo_each(
+        &mut self,
+        keys: Vec<Key>,
+        why: &str,
+        by: &str,
+        at: Time,
+    ) -> Vec<Event> {
         let mut events = Vec::new();
         for key in keys {
             if let Ok(action) = self.action(&key)
@@ -464,7 +494,7 @@ impl Dossier {
                 let why = why.to_owned();
                 events.push(Event::ActionWithheld { key, why });
             } else {
-                events.extend(self.undo(&key, why, at));
+                events.extend(self.undo(&key, why, Some(by), at));
             }
         }
         events

@@ -11,8 +11,24 @@ use crate::{
     time::Time,
 };
 
-/// Longest message, bytes.
+/// Longest message, bytes; of a customer's longer one the beginning is kept, and heard.
 pub const MESSAGE_BYTES_MAX: usize = 64 << 10;
+
+/// As much of a customer's text as is kept, and a word on it if that is not all.
+fn kept(text: &str) -> std::borrow::Cow<'_, str> {
+    if text.len() <= MESSAGE_BYTES_MAX {
+        return text.into();
+    }
+    let cut = (0..=MESSAGE_BYTES_MAX)
+        .rev()
+        .find(|at| text.is_char_boundary(*at));
+    let begin = text.get(..cut.unwrap_or(0)).unwrap_or_default();
+    format!(
+        "{begin}\n[The message has {} bytes; this is its beginning.]",
+        text.len()
+    )
+    .into()
+}
 
 impl Dossier {
     /// The case that people work on, or have decided.
@@ -25,7 +41,7 @@ impl Dossier {
     /// has decided.
     ///
     /// # Errors
-    /// If the key or the text is empty or too long, or the case is full.
+    /// If the text is empty, or the key, or one of key and channel is too long.
     pub fn hear(
         &mut self,
         key: &str,
@@ -37,9 +53,10 @@ impl Dossier {
             return Ok(Vec::new());
         }
         let fits = |text: &str, most: usize| !text.trim().is_empty() && text.len() <= most;
-        if !fits(key, 256) || channel.len() > 256 || !fits(text, MESSAGE_BYTES_MAX) {
+        if !fits(key, 256) || channel.len() > 256 || text.trim().is_empty() {
             return Err(Refusal::Message);
         }
+        let text = kept(text);
         let mut next = self.clone();
         let mut events = Vec::new();
         // What is said to a closed case opens a new one.
@@ -55,7 +72,7 @@ impl Dossier {
             Message {
                 at,
                 from: Speaker::Customer { channel },
-                text: text.to_owned(),
+                text: text.into_owned(),
             },
             locked,
         )?;
@@ -123,7 +140,7 @@ impl Dossier {
     /// If there is no case, or it is full, or the text is empty or too long.
     pub fn answer(&mut self, by: &Person, text: &str, at: Time) -> Result<Vec<Event>, Refusal> {
         if text.trim().is_empty() || text.len() > MESSAGE_BYTES_MAX {
-            return Err(Refusal::Message);
+            return Err(Refusal::Answer);
         }
         let locked = self.is_locked();
         let case = self.case_mut()?;

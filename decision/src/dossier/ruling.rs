@@ -19,10 +19,10 @@ use crate::{
 impl Dossier {
     /// A person unlocks: what Davy and people did is undone, what was about to leave is withheld, the hold is set, and if the customer
     /// is in the right (`legitimate`) the flag as well; all at once. Of an appealed case it is a review and needs a `reason`; of any
-    /// other a reason is kept if there is one.
+    /// other, one that people have denied among them, a reason is kept if there is one.
     ///
     /// # Errors
-    /// If there is no case to decide, or the reason of a review is missing.
+    /// If there is no case, it is unlocked already, or the reason of a review is missing.
     pub fn unlock<'a>(
         &mut self,
         by: &Person,
@@ -38,7 +38,7 @@ impl Dossier {
             Ruling::Unsure
         };
         let case = self.case_mut()?;
-        let appealed = case.appealed_at.is_some();
+        let reviews = case.takes_reviews();
         let opinion = reason.map(|reason| Opinion {
             by: by.clone(),
             at,
@@ -47,23 +47,16 @@ impl Dossier {
             reason,
         });
         match opinion {
-            Some(opinion) if appealed => {
-                if case.opine(opinion, earlier)?.is_some() {
-                    case.state = case::State::Decided { ruling, at };
-                } else {
-                    // The first review has unlocked it. This one may still find more for the customer.
-                    let (case, finding) = (case.id.clone(), Finding::Unlock);
-                    let who = by.clone();
-                    let mut events = vec![Event::OpinionGiven {
-                        case,
-                        by: who,
-                        finding,
-                    }];
-                    events.push(self.hold(by, settings, at));
-                    if legitimate {
-                        events.extend(self.allow(by, at));
+            Some(opinion) if reviews => {
+                let decides = self.reviewed(at, |case| {
+                    let decides = case.opine(opinion, earlier)?.is_some();
+                    if decides {
+                        case.state = case::State::Decided { ruling, at };
                     }
-                    return Ok(events);
+                    Ok(decides)
+                })?;
+                if !decides {
+                    return Ok(self.unlocked_before(by, legitimate, settings, at));
                 }
             }
             // One word is enough: its reason is kept with the case, and not held against the unlock.
@@ -73,6 +66,28 @@ impl Dossier {
             }
         }
         Ok(self.unlocked(by, ruling, settings, at))
+    }
+
+    /// The first review has unlocked it. The second one may still find more for the customer.
+    fn unlocked_before(
+        &mut self,
+        by: &Person,
+        legitimate: bool,
+        settings: &Settings,
+        at: Time,
+    ) -> Vec<Event> {
+        let case = self.case.as_ref().map(|case| case.id.clone());
+        let given = case.map(|case| Event::OpinionGiven {
+            case,
+            by: by.clone(),
+            finding: Finding::Unlock,
+        });
+        let mut events: Vec<_> = given.into_iter().collect();
+        events.push(self.hold(by, settings, at));
+        if legitimate {
+            events.extend(self.allow(by, at));
+        }
+        events
     }
 
     fn unlocked(
@@ -95,7 +110,7 @@ impl Dossier {
             events.extend(self.allow(by, at));
         }
         (self.conversation, self.ruling) = (None, None);
-        events.extend(self.undo_all("a person looked at it and released your account", at));
+        events.extend(self.undo_all("a person looked at it and released your account", &by.0, at));
         events
     }
 
@@ -134,7 +149,7 @@ impl Dossier {
             .filter(|action| action.is_automated())
             .map(|action| action.key.clone())
             .collect();
-        events.extend(self.undo_each(keys, "a person allowed your account high CPU", at));
+        events.extend(self.undo_each(keys, "a person allowed your account high CPU", &by.0, at));
         events
     }
 
@@ -167,10 +182,10 @@ impl Dossier {
                 self.missing("droplet that mined: a throttle or power-down would act on nothing")
             );
         }
-        let case = self.case_mut()?;
-        let ruling = case.opine(opinion, earlier)?;
+        let case = self.case_mut()?.id.clone();
+        let ruling = self.reviewed(at, |case| case.opine(opinion, earlier))?;
         let mut events = vec![Event::OpinionGiven {
-            case: case.id.clone(),
+            case,
             by: by.clone(),
             finding,
         }];
@@ -203,9 +218,9 @@ impl Dossier {
         let Some(step) = self.ruling else {
             return events;
         };
-        let text = statement::of_people(step, &reasons, &id, settings);
+        let text = statement::of_people(step, &self.suspects(), &reasons, &id, settings);
         let by = people.join(", ");
-        events.extend(self.undo_above(step, at));
+        events.extend(self.undo_above(step, &by, at));
         match self.act(step, by.clone(), text.clone(), settings, at) {
             Some(event) => events.push(event),
             // It stands already; that people decided so, and why, the customer is told all the same.
@@ -223,13 +238,13 @@ impl Dossier {
     }
 
     /// What is harsher than people decided ends, whoever did it.
-    fn undo_above(&mut self, step: Step, at: Time) -> Vec<Event> {
+    fn undo_above(&mut self, step: Step, by: &str, at: Time) -> Vec<Event> {
         let why = format!("people looked at it, and decided on no more than to {step}");
         let harsher: Vec<_> = (self.actions.iter())
             .filter(|action| action.key.step > step && !action.key.undo)
             .map(|action| action.key.clone())
             .collect();
-        self.undo_each(harsher, &why, at)
+        self.undo_each(harsher, &why, by, at)
     }
 
     /// An action that people decided, unless the step is in effect already.
@@ -301,10 +316,12 @@ impl Dossier {
         at: Time,
     ) -> Result<Vec<Event>, Refusal> {
         let case = self.case_mut()?.id.clone();
-        if self.suspects().is_empty() {
+        let suspects = self.suspects();
+        if suspects.is_empty() {
             return Err(self.missing("droplet that mined: there is nothing to throttle"));
         }
-        let text = statement::of_people(Step::Throttle, &[reason.as_str()], &case, settings);
+        let reasons = [reason.as_str()];
+        let text = statement::of_people(Step::Throttle, &suspects, &reasons, &case, settings);
         let event = self.act(Step::Throttle, by.to_string(), text, settings, at);
         match event {
             Some(event) => Ok(vec![event]),
@@ -345,15 +362,16 @@ impl Dossier {
         let held = self.in_effect(Step::Throttle);
         let key = held.map(|action| action.key.clone()).ok_or(missing)?;
         let mut events = vec![self.hold(by, settings, at)];
-        events.extend(self.undo(&key, "a person lifted it", at));
+        events.extend(self.undo(&key, "a person lifted it", Some(&by.0), at));
         Ok(events)
     }
 
-    /// Takes the last thing back, in one step: a decision of people's if there is one, else what automation did. What an unlock did not
-    /// undo yet comes first.
+    /// Takes the last thing back, in one step: one's own opinion while it waits for a second one, a decision of people's if there is
+    /// one, else what automation did. What an unlock did not undo yet comes first.
     ///
     /// A denial's actions are undone, with a hold. Of an unlock the flag that it set goes; its hold stays, since nothing automated may
-    /// happen before it ends. The case is the person's to decide anew.
+    /// happen before it ends. The case is the person's to decide anew, and denials given so far count for nothing: who lifts what was
+    /// done does not leave half a denial standing.
     ///
     /// # Errors
     /// If there is nothing to take back.
@@ -365,6 +383,10 @@ impl Dossier {
     ) -> Result<Vec<Event>, Refusal> {
         let case = self.case_mut()?;
         let id = case.id.clone();
+        if case.withdraw(by) {
+            let by = by.clone();
+            return Ok(vec![Event::OpinionWithdrawn { case: id, by }]);
+        }
         let decided = matches!(case.state, case::State::Decided { .. });
         if !decided {
             let felt = self.actions.iter().any(|action| self.is_felt(action));
@@ -373,8 +395,9 @@ impl Dossier {
             }
             // Of a case that is closed, or taken up again: what was decided does not go on working by itself.
             self.ruling = None;
+            self.case_mut()?.void_denials();
             let mut events = vec![self.hold(by, settings, at)];
-            events.extend(self.undo_all("a person took it back", at));
+            events.extend(self.undo_all("a person took it back", &by.0, at));
             return Ok(events);
         }
         // What an unlock was to undo, and the control plane refused, is asked for again; the unlock stands.
@@ -386,7 +409,7 @@ impl Dossier {
             }
         );
         if unlocked && self.actions.iter().any(|action| self.is_felt(action)) {
-            let events = self.undo_all("a person asked for it again", at);
+            let events = self.undo_all("a person asked for it again", &by.0, at);
             if !events.is_empty() {
                 return Ok(events);
             }
@@ -407,7 +430,7 @@ impl Dossier {
             Ruling::Denied => {
                 self.ruling = None;
                 events.push(self.hold(by, settings, at));
-                events.extend(self.undo_all("a person took the decision back", at));
+                events.extend(self.undo_all("a person took the decision back", &by.0, at));
             }
         }
         Ok(events)

@@ -258,11 +258,12 @@ impl Dossier {
             .map(|action| action.key.clone())
             .collect();
         (ended.iter())
-            .filter_map(|key| self.undo(key, "it was meant to end by now", at))
+            .filter_map(|key| self.undo(key, "it was meant to end by now", None, at))
             .collect()
     }
 
-    /// Back to a throttle: what locks is undone, a throttle stays.
+    /// Back to a throttle: what locks is undone, a throttle stays. None is put in its place: the customer has spoken, and that keeps new
+    /// measures away.
     fn step_back(&mut self, settings: &Settings, at: Time) -> Vec<Event> {
         let mut events: Vec<_> = (self.case.as_ref())
             .map(|case| Event::SteppedBack {
@@ -280,7 +281,11 @@ impl Dossier {
                 .filter(|action| !self.undo_rests(action, at))
                 .map(|action| action.key.clone())
                 .collect();
-            events.extend(locking.iter().filter_map(|key| self.undo(key, &why, at)));
+            events.extend(
+                locking
+                    .iter()
+                    .filter_map(|key| self.undo(key, &why, None, at)),
+            );
         }
         events
     }
@@ -300,7 +305,7 @@ impl Dossier {
             .map(|action| action.key.clone())
             .collect();
         (keys.iter())
-            .filter_map(|key| self.undo(key, &why, at))
+            .filter_map(|key| self.undo(key, &why, None, at))
             .collect()
     }
 

@@ -118,6 +118,18 @@ impl<F> Change for F where
 {
 }
 
+/// The queue as `reader` may see it, its order too: the place of a case whose first review is kept from them would tell of it.
+fn as_seen(cases: &[StoredCase], reader: &Person) -> Vec<StoredCase> {
+    let mut seen: Vec<_> = (cases.iter())
+        .map(|StoredCase { case, locked }| StoredCase {
+            locked: case.seems_locked(reader, *locked),
+            case: case.seen_by(reader),
+        })
+        .collect();
+    seen.sort_by_key(|StoredCase { case, locked }| case.rank(*locked));
+    seen
+}
+
 impl CasesService {
     async fn dossier(&self, account: &AccountId) -> Result<Dossier, Status> {
         let held = self.desk.ledger.dossier(account.clone()).await;
@@ -128,12 +140,28 @@ impl CasesService {
         })
     }
 
-    /// Makes a change on a known account, and says what it did.
+    /// Makes a change on a known account, unless it waits for this person's own review first, and says what it did.
     async fn change(
         &self,
         account: AccountId,
         number: Option<u64>,
-        actor: Actor,
+        who: (Person, Actor),
+        change: impl Change,
+    ) -> Result<Response<v1::ChangeResponse>, Status> {
+        let person = who.0.clone();
+        let allowed = move |dossier: &mut Dossier, settings: &Settings, at| {
+            dossier.may_act(&person)?;
+            change(dossier, settings, at)
+        };
+        self.review(account, number, who, allowed).await
+    }
+
+    /// Makes a change on a known account, for reviewers of an appeal too, and says what it did as far as the person may see it.
+    async fn review(
+        &self,
+        account: AccountId,
+        number: Option<u64>,
+        (person, actor): (Person, Actor),
         change: impl Change,
     ) -> Result<Response<v1::ChangeResponse>, Status> {
         self.dossier(&account).await?;
@@ -144,6 +172,8 @@ impl CasesService {
         let events = self.desk.act(account.clone(), actor, checked).await;
         let events = events.map_err(|error| status(&error))?;
         let dossier = self.dossier(&account).await?;
+        let events = dossier.events_seen_by(&person, events);
+        let dossier = dossier.seen_by(&person);
         let case = dossier.case.as_ref();
         Ok(Response::new(v1::ChangeResponse {
             account: account.to_string(),
@@ -178,7 +208,7 @@ impl CasesService {
     async fn opine(
         &self,
         case: Option<v1::CaseName>,
-        (person, actor): (Person, Actor),
+        who: (Person, Actor),
         (finding, measure, reason): (Finding, Option<Step>, Reason),
         may: fn(&davy_decision::case::Case) -> Result<(), Refusal>,
     ) -> Result<Response<v1::ChangeResponse>, Status> {
@@ -186,6 +216,7 @@ impl CasesService {
         if finding == Finding::Deny {
             self.is_own(&reason, &self.dossier(&account).await?).await?;
         }
+        let person = who.0.clone();
         let change = move |dossier: &mut Dossier, settings: &Settings, at| {
             if let Some(case) = &dossier.case {
                 may(case)?;
@@ -199,7 +230,7 @@ impl CasesService {
             };
             dossier.opine(opinion, [], settings)
         };
-        self.change(account, number, actor, change).await
+        self.review(account, number, who, change).await
     }
 }
 
@@ -218,12 +249,9 @@ impl Cases for CasesService {
         cases.truncate(CASES_MAX);
         let settings = &self.desk.settings;
         Ok(Response::new(v1::ListCasesResponse {
-            cases: (cases.iter())
-                .map(|StoredCase { case, locked }| {
-                    // What a first review lifted, who is to give the second one does not see.
-                    let locked = *locked || case.hidden_since(&reader).is_some();
-                    summary(&case.seen_by(&reader), locked, settings)
-                })
+            cases: as_seen(&cases, &reader)
+                .iter()
+                .map(|StoredCase { case, locked }| summary(case, *locked, settings))
                 .collect(),
             more,
         }))
@@ -269,10 +297,11 @@ impl Cases for CasesService {
         &self,
         request: Request<v1::ClaimRequest>,
     ) -> Result<Response<v1::ChangeResponse>, Status> {
-        let (person, actor) = self.gate.person(request.metadata())?;
+        let who = self.gate.person(request.metadata())?;
+        let person = who.0.clone();
         let v1::ClaimRequest { case, take_over } = request.into_inner();
         let (account, number) = named(case)?;
-        self.change(account, number, actor, move |dossier, _, at| {
+        self.review(account, number, who, move |dossier, _, at| {
             dossier.claim(&person, take_over, at)
         })
         .await
@@ -282,9 +311,10 @@ impl Cases for CasesService {
         &self,
         request: Request<v1::GiveBackRequest>,
     ) -> Result<Response<v1::ChangeResponse>, Status> {
-        let (person, actor) = self.gate.person(request.metadata())?;
+        let who = self.gate.person(request.metadata())?;
+        let person = who.0.clone();
         let (account, number) = named(request.into_inner().case)?;
-        self.change(account, number, actor, move |dossier, _, _| {
+        self.change(account, number, who, move |dossier, _, _| {
             dossier.give_back(&person)
         })
         .await
@@ -294,10 +324,11 @@ impl Cases for CasesService {
         &self,
         request: Request<v1::AnswerRequest>,
     ) -> Result<Response<v1::ChangeResponse>, Status> {
-        let (person, actor) = self.gate.person(request.metadata())?;
+        let who = self.gate.person(request.metadata())?;
+        let person = who.0.clone();
         let v1::AnswerRequest { case, text } = request.into_inner();
         let (account, number) = named(case)?;
-        self.change(account, number, actor, move |dossier, _, at| {
+        self.review(account, number, who, move |dossier, _, at| {
             dossier.answer(&person, &text, at)
         })
         .await
@@ -307,7 +338,8 @@ impl Cases for CasesService {
         &self,
         request: Request<v1::UnlockRequest>,
     ) -> Result<Response<v1::ChangeResponse>, Status> {
-        let (person, actor) = self.gate.person(request.metadata())?;
+        let who = self.gate.person(request.metadata())?;
+        let person = who.0.clone();
         let v1::UnlockRequest {
             case,
             outcome,
@@ -325,7 +357,7 @@ impl Cases for CasesService {
         let (account, number) = named(case)?;
         // Nothing keeps an unlock back, a copied reason neither.
         let given = (!text.is_empty()).then(|| reason(text)).transpose()?;
-        self.change(account, number, actor, move |dossier, settings, at| {
+        self.review(account, number, who, move |dossier, settings, at| {
             dossier.unlock(&person, legitimate, given.clone(), [], settings, at)
         })
         .await
@@ -335,10 +367,11 @@ impl Cases for CasesService {
         &self,
         request: Request<v1::AllowHighCpuRequest>,
     ) -> Result<Response<v1::ChangeResponse>, Status> {
-        let (person, actor) = self.gate.person(request.metadata())?;
+        let who = self.gate.person(request.metadata())?;
+        let person = who.0.clone();
         let v1::AllowHighCpuRequest { account, revoke } = request.into_inner();
         let account = account_id(account)?;
-        self.change(account, None, actor, move |dossier, _, at| {
+        self.change(account, None, who, move |dossier, _, at| {
             if revoke {
                 dossier.disallow_high_cpu(&person)
             } else {
@@ -352,11 +385,12 @@ impl Cases for CasesService {
         &self,
         request: Request<v1::ThrottleRequest>,
     ) -> Result<Response<v1::ChangeResponse>, Status> {
-        let (person, actor) = self.gate.person(request.metadata())?;
+        let who = self.gate.person(request.metadata())?;
+        let person = who.0.clone();
         let v1::ThrottleRequest { case, reason: text } = request.into_inner();
         let (account, number) = named(case)?;
         let reason = reason(text)?;
-        self.change(account, number, actor, move |dossier, settings, at| {
+        self.change(account, number, who, move |dossier, settings, at| {
             dossier.throttle(&person, &reason, settings, at)
         })
         .await
@@ -366,9 +400,10 @@ impl Cases for CasesService {
         &self,
         request: Request<v1::RenewThrottleRequest>,
     ) -> Result<Response<v1::ChangeResponse>, Status> {
-        let (person, actor) = self.gate.person(request.metadata())?;
+        let who = self.gate.person(request.metadata())?;
+        let person = who.0.clone();
         let (account, number) = named(request.into_inner().case)?;
-        self.change(account, number, actor, move |dossier, settings, at| {
+        self.change(account, number, who, move |dossier, settings, at| {
             dossier.renew(&person, settings, at)
         })
         .await
@@ -378,9 +413,10 @@ impl Cases for CasesService {
         &self,
         request: Request<v1::UnthrottleRequest>,
     ) -> Result<Response<v1::ChangeResponse>, Status> {
-        let (person, actor) = self.gate.person(request.metadata())?;
+        let who = self.gate.person(request.metadata())?;
+        let person = who.0.clone();
         let (account, number) = named(request.into_inner().case)?;
-        self.change(account, number, actor, move |dossier, settings, at| {
+        self.change(account, number, who, move |dossier, settings, at| {
             dossier.unthrottle(&person, settings, at)
         })
         .await
@@ -446,9 +482,10 @@ impl Cases for CasesService {
         &self,
         request: Request<v1::UndoRequest>,
     ) -> Result<Response<v1::ChangeResponse>, Status> {
-        let (person, actor) = self.gate.person(request.metadata())?;
+        let who = self.gate.person(request.metadata())?;
+        let person = who.0.clone();
         let (account, number) = named(request.into_inner().case)?;
-        self.change(account, number, actor, move |dossier, settings, at| {
+        self.change(account, number, who, move |dossier, settings, at| {
             dossier.take_back(&person, settings, at)
         })
         .await
@@ -458,9 +495,9 @@ impl Cases for CasesService {
         &self,
         request: Request<v1::CloseRequest>,
     ) -> Result<Response<v1::ChangeResponse>, Status> {
-        let (_, actor) = self.gate.person(request.metadata())?;
+        let who = self.gate.person(request.metadata())?;
         let (account, number) = named(request.into_inner().case)?;
-        self.change(account, number, actor, |dossier, _, at| dossier.close(at))
+        self.change(account, number, who, |dossier, _, at| dossier.close(at))
             .await
     }
 }

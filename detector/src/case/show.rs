@@ -1,6 +1,6 @@
 //! A case and an account, as reviewers see them: everything that speaks for the customer and against, each with its time.
 //!
-//! Who is to review an appeal sees nothing of what another reviewer found, nor of what came of it, in the record as JSON neither.
+//! Who is to review an appeal sees the record as it was before another's review ([`Dossier::seen_by`]), as JSON too.
 
 use davy_decision::{
     account::Facts,

@@ -6,6 +6,7 @@
     reason = "a test fails by panicking, its helpers too"
 )]
 
+mod blind;
 mod deciding;
 mod ingest;
 mod keeping;

@@ -34,8 +34,8 @@ const TOKENS: [(&str, &str, Kind); 6] = [
 ];
 const ANNS: &str = "All four vCPUs computed RandomX for nine hours, and the customer answered neither of my two letters about it.";
 const BOBS: &str = "The wallet address stands in the pool's list under the name of this droplet, and the card was reported stolen.";
-const CIDS: &str = "I looked at the registers' figures again: they fit no workload that the customer describes in the appeal.";
-const DANS: &str = "The customer showed me the source of their zero-knowledge prover, and its figures are the ones that we saw.";
+pub(super) const CIDS: &str = "I looked at the registers' figures again: they fit no workload that the customer describes in the appeal.";
+pub(super) const DANS: &str = "The customer showed me the source of their zero-knowledge prover, and its figures are the ones that we saw.";
 
 struct Accounts;
 
@@ -107,14 +107,14 @@ fn stanzas() -> Vec<TokenConfig> {
 }
 
 /// A request with a token.
-fn by<T>(token: &str, message: T) -> Request<T> {
+pub(super) fn by<T>(token: &str, message: T) -> Request<T> {
     let mut request = Request::new(message);
     let value = format!("Bearer {token}").parse().unwrap();
     request.metadata_mut().insert("authorization", value);
     request
 }
 
-fn case() -> Option<v1::CaseName> {
+pub(super) fn case() -> Option<v1::CaseName> {
     Some(v1::CaseName {
         account: "new".to_owned(),
         number: 0,
@@ -124,12 +124,12 @@ fn case() -> Option<v1::CaseName> {
 type Changed = Result<Response<v1::ChangeResponse>, Status>;
 
 /// A detector with a miner's account, whose case is open.
-struct World {
-    detector: Detector,
+pub(super) struct World {
+    pub(super) detector: Detector,
 }
 
 impl World {
-    async fn start() -> Self {
+    pub(super) async fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let mut config = config(dir.path());
         config.tokens = stanzas();
@@ -189,7 +189,7 @@ impl World {
             .unwrap();
     }
 
-    async fn dossier(&self) -> Dossier {
+    pub(super) async fn dossier(&self) -> Dossier {
         let ledger = &self.detector.server.desk.ledger;
         ledger
             .dossier("new".try_into().unwrap())
@@ -198,11 +198,11 @@ impl World {
             .unwrap()
     }
 
-    async fn cases(&self) -> CasesClient<tonic::transport::Channel> {
+    pub(super) async fn cases(&self) -> CasesClient<tonic::transport::Channel> {
         CasesClient::new(self.detector.channel().await)
     }
 
-    async fn automation(&self) -> AutomationClient<tonic::transport::Channel> {
+    pub(super) async fn automation(&self) -> AutomationClient<tonic::transport::Channel> {
         AutomationClient::new(self.detector.channel().await)
     }
 
@@ -215,7 +215,7 @@ impl World {
         self.cases().await.propose_denial(by(token, request)).await
     }
 
-    async fn second(&self, token: &str, reason: &str) -> Changed {
+    pub(super) async fn second(&self, token: &str, reason: &str) -> Changed {
         let request = v1::SecondOpinionRequest {
             case: case(),
             finding: v1::Finding::Deny.into(),
@@ -225,7 +225,7 @@ impl World {
         self.cases().await.second_opinion(by(token, request)).await
     }
 
-    async fn unlock(&self, token: &str, reason: &str) -> Changed {
+    pub(super) async fn unlock(&self, token: &str, reason: &str) -> Changed {
         let request = v1::UnlockRequest {
             case: case(),
             outcome: v1::UnlockOutcome::Legitimate.into(),
@@ -244,7 +244,7 @@ impl World {
             .into_inner()
     }
 
-    async fn audit(&self, token: &str) -> Vec<v1::AuditEntry> {
+    pub(super) async fn audit(&self, token: &str) -> Vec<v1::AuditEntry> {
         let request = by(token, v1::ReadAuditRequest::default());
         let mut stream = (self.automation().await.read_audit(request).await)
             .unwrap()
@@ -257,12 +257,14 @@ impl World {
     }
 
     /// Locked by ann and bob, and appealed by the customer.
-    async fn appealed() -> Self {
+    pub(super) async fn appealed() -> Self {
         let world = Self::start().await;
         world.propose("ann", ANNS).await.unwrap();
         world.second("bob", BOBS).await.unwrap();
         eventually("it is locked", || async {
-            world.dossier().await.is_locked()
+            let dossier = world.dossier().await;
+            let under_way = dossier.actions.iter().any(|action| action.is_under_way());
+            dossier.is_locked() && !under_way
         })
         .await;
         world

@@ -11,7 +11,7 @@ use std::{
 
 use davy_decision::{
     account::{AccountId, DropletId, Facts},
-    action::{Action, By, Key, Outcome, Parcel, State},
+    action::{Action, By, Key, Outcome, Parcel, Recipient, State},
     case::{Case, State as CaseState},
     dossier::Dossier,
     episode::Episode,
@@ -383,13 +383,19 @@ fn print_dossier(dossier: &Dossier, h: &mut impl Hasher) {
         // Looked at by nobody here.
         former: _,
         actions,
-        // Not modelled.
         letters_written: _,
-        letters: _,
+        letters,
         message_keys,
+        // What reviewers see is not modelled.
+        sealed: _,
     } = dossier;
     (account, fetch_failed, episodes, allowed.is_some(), cases).hash(h);
     (ruling, message_keys.len()).hash(h);
+    // How they are delivered is not modelled; that somebody was paged is looked at.
+    let pages = letters
+        .iter()
+        .filter(|letter| letter.to == Recipient::OnCall);
+    pages.count().hash(h);
     print_facts(facts, h);
     if let Some(episode) = episode {
         print_episode(episode, h);
@@ -456,6 +462,7 @@ fn print_case(case: &Case, h: &mut impl Hasher) {
         past,
         // Only their number could matter, far above the model's bounds.
         messages: _,
+        sealed,
     } = case;
     (id.number, episode, waiting_since, paged, appealed_at).hash(h);
     match state {
@@ -468,6 +475,8 @@ fn print_case(case: &Case, h: &mut impl Hasher) {
         (&held.by, held.finding, held.measure).hash(h);
     }
     opinions.len().hash(h);
+    // What reviewers see is not modelled, but who may review is.
+    sealed.as_ref().map(|seal| seal.past).hash(h);
 }
 
 fn print_action(action: &Action, h: &mut impl Hasher) {
@@ -479,10 +488,17 @@ fn print_action(action: &Action, h: &mut impl Hasher) {
         ends_at,
         statement,
         state,
-        // It leads to a letter alone, and those are not modelled.
-        paged: _,
+        paged,
     } = action;
-    (key, targets, planned_at, ends_at, statement.is_empty()).hash(h);
+    (
+        key,
+        targets,
+        planned_at,
+        ends_at,
+        statement.is_empty(),
+        paged,
+    )
+        .hash(h);
     matches!(by, By::Automation { .. }).hash(h);
     print_state(state, h);
     // An undoing that was refused is asked for again only after a while.
