@@ -17,6 +17,7 @@ mod postgres_alone;
 mod proxy;
 mod races;
 mod records;
+mod replica;
 mod support;
 mod telemetry;
 

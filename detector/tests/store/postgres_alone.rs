@@ -1,32 +1,25 @@
 //! What only a server far away can do: break a connection, before a commit or while it is under way, or not be there at all.
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use davy_decision::{
-    account::{AccountId, DropletId, Facts},
-    action::{Action, Outcome, State},
+    action::{Action, State},
     audit::Actor,
-    dossier::Dossier,
-    episode::Sighting,
+    decide::in_force,
     fleet::Fleet,
-    order::Order,
+    policy::Step,
     settings::Settings,
     time::Span,
 };
-use davy_detector::account::directory::{Directory, DirectoryError};
-use davy_detector::action::driver::{Answer, Driver};
-use davy_detector::desk::{Desk, system_clock};
-use davy_detector::engine::Engine;
-use davy_detector::metrics::Metrics;
-use davy_detector::policy::Held;
-use davy_detector::store::ledger::{LedgerError, Reach};
+use davy_detector::desk::Desk;
+use davy_detector::store::ledger::{Decision, LedgerError, Reach};
 use davy_detector::store::{self, Memory, Recorded, StoreError};
 
 use crate::place::{LIMITS, Place};
 use crate::proxy::{Cut, Proxy};
-use crate::races::new_account;
+use crate::replica::{Replica, mines};
 use crate::support::*;
 
 /// As it goes over the line, and as no other statement has it (`READ COMMITTED`).
@@ -286,81 +279,51 @@ async fn a_database_of_another_encoding_is_refused() {
 /// How many accounts two detectors attend to at once.
 const MINERS: usize = 30;
 
-/// The provider's side of two detectors: says that every account is a new one, and writes down every order that arrives.
-#[derive(Default)]
-struct Provider {
-    arrived: Mutex<Vec<String>>,
-}
+/// Rounds of that many accounts until each detector has had a part in it.
+const ROUNDS_MAX: usize = 10;
 
-#[tonic::async_trait]
-impl Directory for Provider {
-    async fn facts(&self, name: &AccountId) -> Result<Facts, DirectoryError> {
-        Ok(new_account(&[&format!("d-{name}")], system_clock()()))
-    }
-
-    async fn owner(&self, _: &DropletId) -> Result<Option<AccountId>, DirectoryError> {
-        Ok(None)
-    }
-}
-
-#[tonic::async_trait]
-impl Driver for Provider {
-    fn name(&self) -> &'static str {
-        "recording"
-    }
-
-    async fn perform(&self, order: &Order) -> Answer {
-        self.arrived.lock().unwrap().push(order.key.clone());
-        Answer {
-            outcome: Outcome::Done,
-            detail: String::new(),
+/// Until the account's record knows that both steps that it is due were taken, and nothing is to be done at once any more.
+async fn settles(desk: &Desk, name: &str) {
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
+    loop {
+        let record = desk.ledger.dossier(account(name)).await.unwrap().unwrap();
+        let done = |action: &&Action| matches!(action.state, State::Done { .. });
+        if record.actions.iter().filter(done).count() == 2 {
+            return;
         }
-    }
-
-    async fn query(&self, key: &str) -> Answer {
-        let arrived = self.arrived.lock().unwrap();
-        let outcome = match arrived.iter().any(|held| held == key) {
-            true => Outcome::Done,
-            false => Outcome::NeverSeen,
-        };
-        Answer {
-            outcome,
-            detail: String::new(),
-        }
+        assert!(tokio::time::Instant::now() < deadline, "{record:#?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
 
-fn detector(ledger: Arc<dyn Memory>, provider: &Arc<Provider>) -> Arc<Engine> {
-    let settings = Settings {
-        budget_per_hour: 1_000,
-        ..Settings::default()
+/// That an account's decisions are one after the other, each another one than that before it, and one of them throttles.
+async fn each_decision_is_another_one(desk: &Desk, name: &str) -> usize {
+    let decisions = desk.ledger.decisions(Some(account(name)), None, 1_000);
+    let decisions = decisions.await.unwrap();
+    let rests_on = |decision: &Decision| {
+        let plan = &decision.plan;
+        let (safeties, steps) = (in_force(&plan.safeties), plan.steps.clone());
+        (
+            decision.input.episode.number,
+            plan.evidence.level,
+            safeties,
+            steps,
+        )
     };
-    Arc::new(Engine {
-        desk: Desk {
-            ledger,
-            settings: Arc::new(settings),
-            clock: system_clock(),
-        },
-        directory: Arc::clone(provider) as _,
-        driver: Arc::clone(provider) as _,
-        policies: Arc::new(Held::open(None).unwrap()),
-        metrics: Arc::new(Metrics::new()),
-    })
-}
-
-/// An account whose droplet has mined for 20 minutes, now.
-async fn mines(desk: &Desk, name: &str) {
-    let now = desk.now();
-    let sighting = Sighting {
-        from: now.before(Span::minutes(20)),
-        to: now,
-        ..mining(&format!("d-{name}"))
-    };
-    let observe = move |dossier: &mut Dossier, settings: &Settings, _| {
-        Ok(dossier.observe(sighting.clone(), settings))
-    };
-    let seen = desk.act(account(name), Actor::Automation, observe);
-    seen.await.unwrap();
+    for pair in decisions.windows(2) {
+        let [before, after] = [&pair[0], &pair[1]].map(rests_on);
+        let numbers = (pair[0].number, pair[1].number);
+        assert_ne!(before, after, "{name}: decided twice, {numbers:?}");
+    }
+    let throttles = |decision: &&Decision| decision.plan.steps.contains(&Step::Throttle);
+    let throttled: Vec<_> = (decisions.iter().filter(throttles))
+        .map(|decision| decision.number)
+        .collect();
+    assert_eq!(throttled.len(), 1, "{name}: by decisions {throttled:?}");
+    let record = desk.ledger.dossier(account(name)).await.unwrap().unwrap();
+    let stored = u64::try_from(decisions.len()).unwrap();
+    assert_eq!(record.decisions, stored, "{name}: each is stored");
+    decisions.len()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -368,59 +331,64 @@ async fn two_detectors_at_once_decide_each_thing_once_and_ask_for_it_once() {
     let Some(place) = Place::postgres() else {
         return;
     };
-    let provider = Arc::new(Provider::default());
-    let engines =
-        [place.open().await, place.open().await].map(|memory| detector(memory, &provider));
-    let desk = engines[0].desk.clone();
+    let settings = Settings {
+        budget_per_hour: 1_000,
+        // What was held up is soon known not to have arrived.
+        delivery_ms: Span::seconds(1),
+        ..Settings::default()
+    };
+    let replicas = Replica::two(&place, &settings).await;
+    let desk = replicas[0].engine.desk.clone();
     let sized = Arc::new(|fleet: &mut Fleet| {
         fleet.droplets = 1_000_000;
         Vec::new()
     });
     (desk.change_fleet(Actor::Automation, sized).await).unwrap();
     let (stop, stopped) = tokio::sync::watch::channel(false);
-    let runs = engines.map(|engine| tokio::spawn(engine.run(stopped.clone())));
-    let names: Vec<_> = (0..MINERS).map(|n| format!("a{n}")).collect();
-    for name in &names {
-        mines(&desk, name).await;
-    }
-    let wanted: BTreeSet<_> = (names.iter())
-        .flat_map(|name| ["notify", "throttle"].map(|step| format!("{name}/1/{step}/0")))
-        .collect();
-    let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
-    // Until each has done all that it asks for, as its record knows.
-    for name in &names {
-        let settled = async || {
-            let record = desk.ledger.dossier(account(name)).await.unwrap().unwrap();
-            let done = |action: &&Action| matches!(action.state, State::Done { .. });
-            record.actions.iter().filter(done).count() == 2
-        };
-        while !settled().await {
-            let arrived = provider.arrived.lock().unwrap().clone();
-            assert!(
-                tokio::time::Instant::now() < deadline,
-                "{name}: {arrived:?}"
-            );
-            tokio::time::sleep(Duration::from_millis(50)).await;
+    let runs = (replicas.each_ref())
+        .map(|replica| tokio::spawn(Arc::clone(&replica.engine).run(stopped.clone())));
+    let mut names = Vec::new();
+    // One that was always late would make this a test of one detector.
+    let took_part = |replica: &Replica| {
+        let (decided, sent) = replica.did();
+        decided > 0 && sent > 0
+    };
+    for round in 0.. {
+        let did = replicas.each_ref().map(Replica::did);
+        if round > 0 && replicas.iter().all(took_part) {
+            break;
         }
+        assert!(round < ROUNDS_MAX, "one took no part: {did:?}");
+        let new = (0..MINERS).map(|n| format!("a{round}-{n}"));
+        let new: Vec<_> = new.collect();
+        for name in &new {
+            mines(&desk, name).await;
+        }
+        for name in &new {
+            settles(&desk, name).await;
+        }
+        names.extend(new);
     }
     stop.send(true).unwrap();
     for run in runs {
         run.await.unwrap();
     }
-    let mut arrived = provider.arrived.lock().unwrap().clone();
+    let wanted: BTreeSet<_> = (names.iter())
+        .flat_map(|name| ["notify", "throttle"].map(|step| format!("{name}/1/{step}/0")))
+        .collect();
+    let mut arrived = replicas[0].line.arrived();
     arrived.sort();
     assert_eq!(arrived, Vec::from_iter(wanted), "each order arrives once");
     // Each throttle is one against the budget, whoever released it.
     let counted = desk.ledger.fleet().await.unwrap().within_hour(desk.now());
-    assert_eq!(counted, u64::try_from(MINERS).unwrap());
+    assert_eq!(counted, u64::try_from(names.len()).unwrap());
+    let mut stored = 0;
     for name in &names {
-        let decisions = desk.ledger.decisions(Some(account(name)), None, 1_000);
-        let numbers: Vec<_> = (decisions.await.unwrap().iter())
-            .map(|decision| decision.number)
-            .collect();
-        let contiguous: Vec<_> = (1_u64..).take(numbers.len()).collect();
-        assert_eq!(numbers, contiguous, "{name}");
-        let record = desk.ledger.dossier(account(name)).await.unwrap().unwrap();
-        assert_eq!(record.decisions, u64::try_from(numbers.len()).unwrap());
+        stored += each_decision_is_another_one(&desk, name).await;
     }
+    // What both say they did is all that was done: no decision is another's, made again and lost.
+    let did = replicas.each_ref().map(Replica::did);
+    let decided: usize = did.iter().map(|(decided, _)| decided).sum();
+    let sent: usize = did.iter().map(|(_, sent)| sent).sum();
+    assert_eq!((decided, sent), (stored, arrived.len()), "{did:?}");
 }
