@@ -17,6 +17,7 @@ mod postgres_alone;
 mod proxy;
 mod races;
 mod records;
+mod releases;
 mod replica;
 mod support;
 mod telemetry;
@@ -54,14 +55,14 @@ contract! {
     changes::a_reason_is_kept_once_in_every_character,
     changes::droplets_belong_to_whose_inventory_came_last,
     races::no_change_of_one_account_is_lost,
-    races::releases_never_exceed_the_budget,
     races::of_a_reason_given_at_once_in_many_cases_one_is_taken,
-    races::nothing_is_released_after_the_stop,
-    races::after_a_safety_is_committed_no_release_is,
     races::the_audit_log_is_one_chain_whoever_writes,
     races::accounts_that_swap_droplets_do_not_fail,
     races::a_change_that_is_given_up_is_kept_whole_or_not_at_all,
     races::two_that_are_opened_at_once_make_one_schema,
+    releases::after_a_safety_is_committed_no_release_is,
+    releases::releases_never_exceed_the_budget,
+    releases::nothing_is_released_after_the_stop,
     records::who_is_due_comes_in_the_order_of_time,
     records::accounts_are_listed_by_the_bytes_of_their_ids,
     records::cases_are_listed_in_the_queues_order,

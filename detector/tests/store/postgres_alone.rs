@@ -1,25 +1,31 @@
 //! What only a server far away can do: break a connection, before a commit or while it is under way, or not be there at all.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use davy_decision::{
+    account::{AccountId, DropletId, Facts},
     action::{Action, State},
-    audit::Actor,
+    audit::Entry,
     decide::in_force,
-    fleet::Fleet,
+    dossier::Event,
     policy::Step,
     settings::Settings,
     time::Span,
 };
+use davy_detector::account::directory::{Directory, DirectoryError};
 use davy_detector::desk::Desk;
+use davy_detector::engine::Engine;
 use davy_detector::store::ledger::{Decision, LedgerError, Reach};
 use davy_detector::store::{self, Memory, Recorded, StoreError};
+use tokio::sync::oneshot;
+use tokio_postgres::Client;
 
 use crate::place::{LIMITS, Place};
 use crate::proxy::{Cut, Proxy};
-use crate::replica::{Replica, mines};
+use crate::releases::{event, plans, sized, steps_released, stop};
+use crate::replica::{Line, Replica, mines};
 use crate::support::*;
 
 /// As it goes over the line, and as no other statement has it (`READ COMMITTED`).
@@ -339,14 +345,10 @@ async fn two_detectors_at_once_decide_each_thing_once_and_ask_for_it_once() {
     };
     let replicas = Replica::two(&place, &settings).await;
     let desk = replicas[0].engine.desk.clone();
-    let sized = Arc::new(|fleet: &mut Fleet| {
-        fleet.droplets = 1_000_000;
-        Vec::new()
-    });
-    (desk.change_fleet(Actor::Automation, sized).await).unwrap();
-    let (stop, stopped) = tokio::sync::watch::channel(false);
+    sized(&desk.ledger).await;
+    let (end, ended) = tokio::sync::watch::channel(false);
     let runs = (replicas.each_ref())
-        .map(|replica| tokio::spawn(Arc::clone(&replica.engine).run(stopped.clone())));
+        .map(|replica| tokio::spawn(Arc::clone(&replica.engine).run(ended.clone())));
     let mut names = Vec::new();
     // One that was always late would make this a test of one detector.
     let took_part = |replica: &Replica| {
@@ -369,7 +371,7 @@ async fn two_detectors_at_once_decide_each_thing_once_and_ask_for_it_once() {
         }
         names.extend(new);
     }
-    stop.send(true).unwrap();
+    end.send(true).unwrap();
     for run in runs {
         run.await.unwrap();
     }
@@ -391,4 +393,86 @@ async fn two_detectors_at_once_decide_each_thing_once_and_ask_for_it_once() {
     let decided: usize = did.iter().map(|(decided, _)| decided).sum();
     let sent: usize = did.iter().map(|(_, sent)| sent).sum();
     assert_eq!((decided, sent), (stored, arrived.len()), "{did:?}");
+}
+
+/// A provider's directory that is asked right before a release: then somebody else takes the account's row.
+struct TakesTheRow {
+    url: String,
+    line: Arc<Line>,
+    /// Gets who has it.
+    taken: Mutex<Option<oneshot::Sender<Client>>>,
+}
+
+#[tonic::async_trait]
+impl Directory for TakesTheRow {
+    async fn facts(&self, name: &AccountId) -> Result<Facts, DirectoryError> {
+        let taken = self.taken.lock().unwrap().take();
+        if let Some(taken) = taken {
+            let connected = tokio_postgres::connect(&self.url, tokio_postgres::NoTls).await;
+            let (client, connection) = connected.unwrap();
+            tokio::spawn(connection);
+            let take = "BEGIN; SELECT account FROM accounts FOR UPDATE";
+            client.batch_execute(take).await.unwrap();
+            assert!(taken.send(client).is_ok(), "the test is over");
+        }
+        self.line.facts(name).await
+    }
+
+    async fn owner(&self, _: &DropletId) -> Result<Option<AccountId>, DirectoryError> {
+        Ok(None)
+    }
+}
+
+/// Until `holds` of how many wait for a lock of somebody else's.
+async fn waiters(place: &Place, holds: impl Fn(usize) -> bool) {
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
+    let sql = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    loop {
+        let waiters = place.sql(sql).unwrap().parse().unwrap();
+        if holds(waiters) {
+            return;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "{waiters} wait");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// A release has looked at everything when the kill switch comes, and is not committed: the switch waits for it, and has not returned
+/// before.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stop_waits_for_the_release_that_is_under_way() {
+    let Some(place) = Place::postgres() else {
+        return;
+    };
+    let replicas = Replica::two(&place, &Settings::default()).await;
+    let [one, other] = replicas.each_ref().map(|replica| &replica.engine);
+    sized(&one.desk.ledger).await;
+    plans(&replicas[0], "a").await;
+    let (taken, has_taken) = oneshot::channel();
+    let engine = Engine {
+        desk: one.desk.clone(),
+        directory: Arc::new(TakesTheRow {
+            url: place.name(),
+            line: Arc::clone(&replicas[0].line),
+            taken: Mutex::new(Some(taken)),
+        }),
+        driver: Arc::clone(&replicas[0].line) as _,
+        policies: Arc::clone(&one.policies),
+        metrics: Arc::clone(&one.metrics),
+    };
+    let attending = tokio::spawn(async move { engine.attend(&account("a")).await });
+    let has_the_row = has_taken.await.unwrap();
+    waiters(&place, |waiters| waiters == 1).await;
+    let desk = other.desk.clone();
+    let stopping = tokio::spawn(async move { desk.change_fleet(person("ann"), stop()).await });
+    // It waits behind the release, or it is through.
+    waiters(&place, |waiters| waiters == 2 || stopping.is_finished()).await;
+    has_the_row.batch_execute("COMMIT").await.unwrap();
+    attending.await.unwrap().unwrap();
+    stopping.await.unwrap().unwrap();
+    let log = one.desk.ledger.audit(None, 0, 1_000).await.unwrap();
+    let stopped = |entry: &Entry| matches!(event(entry), Event::Stopped { .. });
+    let (before, after) = log.split_at(log.iter().position(stopped).unwrap());
+    assert_eq!(steps_released(before), [(account("a"), Step::Notify)]);
+    assert_eq!(steps_released(after), [], "released after the stop");
 }

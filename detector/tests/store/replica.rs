@@ -1,7 +1,8 @@
 //! A detector's engine without its services, on a store of the tests', and the provider that it talks to.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use davy_decision::{
     account::{AccountId, DropletId, Facts},
@@ -20,16 +21,17 @@ use davy_detector::engine::Engine;
 use davy_detector::metrics::Metrics;
 use davy_detector::policy::Held;
 use davy_detector::store::Memory;
+use tokio::sync::watch;
 
 use crate::place::{LIMITS, Place};
-use crate::races::new_account;
+use crate::releases::new_account;
 use crate::support::*;
 
 /// One detector's line to a provider that says of every account that it is a new one, and writes down every order that arrives.
 #[derive(Default)]
 pub(crate) struct Line {
-    /// What has arrived at the provider, over all lines.
-    arrived: Arc<Mutex<Vec<String>>>,
+    /// Keys of the orders that have arrived at the provider, over all lines.
+    arrived: Arc<watch::Sender<Vec<String>>>,
     /// How much of it over this one.
     own: AtomicUsize,
 }
@@ -37,7 +39,15 @@ pub(crate) struct Line {
 impl Line {
     /// The keys of all orders that have arrived, over whichever line.
     pub(crate) fn arrived(&self) -> Vec<String> {
-        self.arrived.lock().unwrap().clone()
+        self.arrived.borrow().clone()
+    }
+
+    /// Until so many have arrived.
+    pub(crate) async fn has_taken(&self, orders: usize) {
+        let mut arrived = self.arrived.subscribe();
+        let enough = arrived.wait_for(|arrived| arrived.len() >= orders);
+        let enough = tokio::time::timeout(Duration::from_secs(60), enough).await;
+        enough.expect("in time").unwrap();
     }
 }
 
@@ -63,7 +73,8 @@ impl Driver for Line {
         if system_clock()() > order.not_after {
             return Answer::doubtful("it came too late");
         }
-        self.arrived.lock().unwrap().push(order.key.clone());
+        self.arrived
+            .send_modify(|arrived| arrived.push(order.key.clone()));
         self.own.fetch_add(1, Ordering::Relaxed);
         Answer {
             outcome: Outcome::Done,
@@ -72,7 +83,7 @@ impl Driver for Line {
     }
 
     async fn query(&self, key: &str) -> Answer {
-        let arrived = self.arrived.lock().unwrap();
+        let arrived = self.arrived.borrow();
         let outcome = match arrived.iter().any(|held| held == key) {
             true => Outcome::Done,
             false => Outcome::NeverSeen,
@@ -99,7 +110,7 @@ impl Replica {
 
     fn new(
         ledger: Arc<dyn Memory>,
-        arrived: &Arc<Mutex<Vec<String>>>,
+        arrived: &Arc<watch::Sender<Vec<String>>>,
         settings: &Settings,
     ) -> Self {
         let line = Arc::new(Line {
