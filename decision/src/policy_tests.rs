@@ -70,4 +70,91 @@ fn what_ships_looks_closer_at_suspects_alone_and_a_policy_without_it_at_nobody()
             .unwrap()
             .look_closer_at(Level::Suspect)
     );
+
+/// Why the policy that ships and `text`, in a file of its own, cannot be used together.
+fn refusal_of(text: &str) -> PolicyError {
+    let files = [("default.cedar", DEFAULT), ("ours.cedar", text)];
+    let files = files.map(|(file, text)| (file.to_owned(), text.to_owned()));
+    match Policies::new(&files.into()) {
+        Err(error) => error,
+        Ok(_) => panic!("taken: {text}"),
+    }
+}
+
+/// Each error names the file in which it is, and what is wrong there.
+#[test]
+fn what_is_wrong_is_told_with_its_file() {
+    type Is = fn(&PolicyError) -> bool;
+    let syntax: Is =
+        |error| matches!(error, PolicyError::Syntax { file, .. } if file == "ours.cedar");
+    let schema: Is = |error| matches!(error, PolicyError::Schema { file, policy, .. } if (file.as_str(), policy.as_str()) == ("ours.cedar", "ours"));
+    let id: Is = |error| matches!(error, PolicyError::Id { file, .. } if file == "ours.cedar");
+    let template: Is =
+        |error| matches!(error, PolicyError::Template { file } if file == "ours.cedar");
+    let rest = r#"(principal, action == Davy::Action::"observe", resource)"#;
+    let all = [
+        (
+            syntax,
+            format!(r#"@id("ours") permit {rest} when"#),
+            "unexpected end of input",
+        ),
+        (
+            schema,
+            format!(r#"@id("ours") permit {rest} when {{ context.load > 90 }};"#),
+            "`load`",
+        ),
+        (
+            schema,
+            r#"@id("ours") permit (principal, action == Davy::Action::"unplug", resource);"#
+                .to_owned(),
+            "unplug",
+        ),
+        (id, format!("permit {rest};"), "a policy has no id"),
+        (id, format!(r#"@id("") permit {rest};"#), "the id \"\""),
+        (
+            id,
+            format!(r#"@id("safety:kill_switch") permit {rest};"#),
+            "does not begin with \"safety:\"",
+        ),
+        (
+            id,
+            format!(r#"@id("safety:of_ours") forbid {rest};"#),
+            "the id \"safety:of_ours\"",
+        ),
+        // As one of the other file.
+        (id, format!(r#"@id("observe") permit {rest};"#), "`observe`"),
+        (
+            template,
+            r#"@id("ours") permit (principal == ?principal, action, resource);"#.to_owned(),
+            "write a policy for each case",
+        ),
+    ];
+    for (is, text, said) in all {
+        let error = refusal_of(&text);
+        assert!(is(&error), "{text}: {error:?}");
+        let words = error.to_string();
+        assert!(words.starts_with("ours.cedar: "), "{words}");
+        assert!(words.contains(said), "{text}: {words}");
+    }
+}
+
+#[test]
+fn no_policies_and_too_many_bytes_of_them_are_refused() {
+    let size = |files: &BTreeMap<String, String>| match Policies::new(files).unwrap_err() {
+        PolicyError::Size(why) => why,
+        other => panic!("{other:?}"),
+    };
+    let none = size(&BTreeMap::new());
+    assert!(none.contains("at least one is needed"), "{none}");
+    // A comment is as long as any other text; all files count together.
+    let padded = |bytes: usize| {
+        let padding = "/".repeat(bytes - DEFAULT.len() - 1);
+        BTreeMap::from([
+            ("default.cedar".to_owned(), format!("{DEFAULT}\n")),
+            ("padding.cedar".to_owned(), padding),
+        ])
+    };
+    let long = size(&padded(TEXT_BYTES_MAX + 1));
+    assert!(long.contains("2 policy files of 1048577 bytes"), "{long}");
+    Policies::new(&padded(TEXT_BYTES_MAX)).unwrap();
 }

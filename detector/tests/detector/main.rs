@@ -12,4 +12,5 @@ mod ingest;
 mod keeping;
 mod people;
 mod program;
+mod reload;
 mod support;
