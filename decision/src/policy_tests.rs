@@ -70,6 +70,7 @@ fn what_ships_looks_closer_at_suspects_alone_and_a_policy_without_it_at_nobody()
             .unwrap()
             .look_closer_at(Level::Suspect)
     );
+}
 
 /// Why the policy that ships and `text`, in a file of its own, cannot be used together.
 fn refusal_of(text: &str) -> PolicyError {

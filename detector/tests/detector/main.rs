@@ -7,8 +7,10 @@
 )]
 
 mod blind;
+mod cases;
 mod deciding;
 mod ingest;
+mod intake;
 mod keeping;
 mod people;
 mod program;

@@ -34,8 +34,8 @@ const TOKENS: [(&str, &str, Kind); 6] = [
 ];
 const ANNS: &str = "All four vCPUs computed RandomX for nine hours, and the customer answered neither of my two letters about it.";
 const BOBS: &str = "The wallet address stands in the pool's list under the name of this droplet, and the card was reported stolen.";
-pub(super) const CIDS: &str = "I looked at the registers' figures again: they fit no workload that the customer describes in the appeal.";
-pub(super) const DANS: &str = "The customer showed me the source of their zero-knowledge prover, and its figures are the ones that we saw.";
+pub(crate) const CIDS: &str = "I looked at the registers' figures again: they fit no workload that the customer describes in the appeal.";
+pub(crate) const DANS: &str = "The customer showed me the source of their zero-knowledge prover, and its figures are the ones that we saw.";
 
 struct Accounts;
 
@@ -43,7 +43,7 @@ fn known<T>(value: T, as_of: Time) -> Option<Known<T>> {
     Some(Known { value, as_of })
 }
 
-fn facts(engaged: Span) -> Facts {
+pub(crate) fn facts(engaged: Span) -> Facts {
     let now = Time::from_unix_ns(now_ns());
     let since = now.before(engaged);
     let droplet = Droplet {
@@ -95,7 +95,7 @@ impl Directory for Accounts {
     }
 }
 
-fn stanzas() -> Vec<TokenConfig> {
+pub(crate) fn stanzas() -> Vec<TokenConfig> {
     let stanza = |(token, identity, kind): (&str, &str, Kind)| TokenConfig {
         identity: identity.to_owned(),
         kind,
@@ -107,29 +107,29 @@ fn stanzas() -> Vec<TokenConfig> {
 }
 
 /// A request with a token.
-pub(super) fn by<T>(token: &str, message: T) -> Request<T> {
+pub(crate) fn by<T>(token: &str, message: T) -> Request<T> {
     let mut request = Request::new(message);
     let value = format!("Bearer {token}").parse().unwrap();
     request.metadata_mut().insert("authorization", value);
     request
 }
 
-pub(super) fn case() -> Option<v1::CaseName> {
+pub(crate) fn case() -> Option<v1::CaseName> {
     Some(v1::CaseName {
         account: "new".to_owned(),
         number: 0,
     })
 }
 
-type Changed = Result<Response<v1::ChangeResponse>, Status>;
+pub(crate) type Changed = Result<Response<v1::ChangeResponse>, Status>;
 
 /// A detector with a miner's account, whose case is open.
-pub(super) struct World {
-    pub(super) detector: Detector,
+pub(crate) struct World {
+    pub(crate) detector: Detector,
 }
 
 impl World {
-    pub(super) async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let mut config = config(dir.path());
         config.tokens = stanzas();
@@ -171,7 +171,7 @@ impl World {
         .await;
     }
 
-    async fn act(
+    pub(crate) async fn act(
         &self,
         change: impl Fn(
             &mut Dossier,
@@ -189,7 +189,7 @@ impl World {
             .unwrap();
     }
 
-    pub(super) async fn dossier(&self) -> Dossier {
+    pub(crate) async fn dossier(&self) -> Dossier {
         let ledger = &self.detector.server.desk.ledger;
         ledger
             .dossier("new".try_into().unwrap())
@@ -198,11 +198,11 @@ impl World {
             .unwrap()
     }
 
-    pub(super) async fn cases(&self) -> CasesClient<tonic::transport::Channel> {
+    pub(crate) async fn cases(&self) -> CasesClient<tonic::transport::Channel> {
         CasesClient::new(self.detector.channel().await)
     }
 
-    pub(super) async fn automation(&self) -> AutomationClient<tonic::transport::Channel> {
+    pub(crate) async fn automation(&self) -> AutomationClient<tonic::transport::Channel> {
         AutomationClient::new(self.detector.channel().await)
     }
 
@@ -215,7 +215,7 @@ impl World {
         self.cases().await.propose_denial(by(token, request)).await
     }
 
-    pub(super) async fn second(&self, token: &str, reason: &str) -> Changed {
+    pub(crate) async fn second(&self, token: &str, reason: &str) -> Changed {
         let request = v1::SecondOpinionRequest {
             case: case(),
             finding: v1::Finding::Deny.into(),
@@ -225,7 +225,7 @@ impl World {
         self.cases().await.second_opinion(by(token, request)).await
     }
 
-    pub(super) async fn unlock(&self, token: &str, reason: &str) -> Changed {
+    pub(crate) async fn unlock(&self, token: &str, reason: &str) -> Changed {
         let request = v1::UnlockRequest {
             case: case(),
             outcome: v1::UnlockOutcome::Legitimate.into(),
@@ -244,7 +244,7 @@ impl World {
             .into_inner()
     }
 
-    pub(super) async fn audit(&self, token: &str) -> Vec<v1::AuditEntry> {
+    pub(crate) async fn audit(&self, token: &str) -> Vec<v1::AuditEntry> {
         let request = by(token, v1::ReadAuditRequest::default());
         let mut stream = (self.automation().await.read_audit(request).await)
             .unwrap()
@@ -257,7 +257,7 @@ impl World {
     }
 
     /// Locked by ann and bob, and appealed by the customer.
-    pub(super) async fn appealed() -> Self {
+    pub(crate) async fn appealed() -> Self {
         let world = Self::start().await;
         world.propose("ann", ANNS).await.unwrap();
         world.second("bob", BOBS).await.unwrap();
@@ -275,7 +275,7 @@ impl World {
 }
 
 #[track_caller]
-fn refused(changed: Changed, code: Code, said: &str) {
+pub(crate) fn refused(changed: Changed, code: Code, said: &str) {
     let status = changed.unwrap_err();
     assert_eq!(status.code(), code, "{status}");
     assert!(status.message().contains(said), "{status}");
