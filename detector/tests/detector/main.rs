@@ -15,4 +15,5 @@ mod keeping;
 mod people;
 mod program;
 mod reload;
+mod replay;
 mod support;
