@@ -23,7 +23,7 @@ use crate::render::IF_WORDS_BREAK;
 #[derive(Subcommand)]
 pub enum PolicyCommand {
     /// Check a directory of policies, without a detector: the syntax, schema and ids of its *.cedar files, permits that nothing can
-    /// ever reach, and its settings.toml.
+    /// ever reach or that reach customers sooner than may be meant, and its settings.toml.
     Check {
         /// The directory
         dir: PathBuf,
@@ -119,6 +119,8 @@ struct Checked {
     policies: Vec<Described>,
     /// Permits that nothing was found to reach.
     unreached: Vec<String>,
+    /// What may not be meant.
+    concerns: Vec<reach::Concern>,
     /// Settings that are not the defaults.
     settings: Vec<Setting>,
 }
@@ -162,6 +164,7 @@ pub fn check(dir: &Path, json: bool, width: Option<u16>) -> anyhow::Result<Strin
         digest: set.policies.digest().to_owned(),
         policies: set.policies.describe(),
         unreached: reach::unreached(&set.policies),
+        concerns: reach::concerns(&set.policies),
         settings: (set.settings.as_ref())
             .map(|settings| changed(&Settings::default(), settings))
             .unwrap_or_default(),
@@ -193,6 +196,9 @@ pub fn check(dir: &Path, json: bool, width: Option<u16>) -> anyhow::Result<Strin
              customer needs `mining` on two classes of evidence).\n",
             clean(id)
         );
+    }
+    for reach::Concern { id, what } in &checked.concerns {
+        text += &format!("Warning: {} {}.\n", clean(id), clean(what));
     }
     Ok(text)
 }

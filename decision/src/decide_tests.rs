@@ -127,17 +127,11 @@ fn a_suspect_gets_a_closer_look_and_after_six_hours_a_person() {
 fn a_new_unpaid_miner_is_throttled_with_a_case_after_ten_minutes() {
     let policies = shipped();
     let early = decide(&policies, &input(&policies, Level::Mining, 9, 1));
-    assert_eq!(early.step, Step::CloserLook);
+    assert_eq!(early.step, Step::Observe);
     let plan = decide(&policies, &input(&policies, Level::Mining, 10, 1));
     assert_eq!(
         plan.steps,
-        [
-            Step::Observe,
-            Step::CloserLook,
-            Step::OpenCase,
-            Step::Notify,
-            Step::Throttle
-        ]
+        [Step::Observe, Step::OpenCase, Step::Notify, Step::Throttle]
     );
     assert_eq!(plan.targets.len(), 1);
     assert!(plan.deciding().contains(&"mining:throttle-the-new"));
@@ -330,7 +324,7 @@ fn a_burst_that_mines_and_owes_is_powered_down_only_once_throttled() {
         facts: facts(1, 5, burst.at),
         ..throttled.clone()
     };
-    assert_eq!(decide(&policies, &neutral).step, Step::CloserLook);
+    assert_eq!(decide(&policies, &neutral).step, Step::Observe);
     // 7 days and half an hour are more than 7 days.
     let older = Input {
         facts: Facts {
@@ -339,7 +333,7 @@ fn a_burst_that_mines_and_owes_is_powered_down_only_once_throttled() {
         },
         ..throttled.clone()
     };
-    assert_eq!(decide(&policies, &older).step, Step::CloserLook);
+    assert_eq!(decide(&policies, &older).step, Step::Observe);
 }
 
 #[test]
@@ -348,7 +342,7 @@ fn no_step_is_taken_twice_in_an_episode() {
     let mut again = input(&policies, Level::Mining, 60, 1);
     again.taken = vec![Step::OpenCase, Step::Notify, Step::Throttle];
     let plan = decide(&policies, &again);
-    assert_eq!((plan.step, plan.targets.len()), (Step::CloserLook, 0));
+    assert_eq!((plan.step, plan.targets.len()), (Step::Observe, 0));
 }
 
 #[test]

@@ -316,6 +316,7 @@ fn people(
     let cases = CasesService {
         desk: desk.clone(),
         store: Arc::clone(store),
+        directory: Arc::clone(&directory),
         gate: Arc::clone(&gate),
     };
     let automation = AutomationService {

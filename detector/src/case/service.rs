@@ -21,6 +21,7 @@ use davy_proto::v1::{self, cases_server::Cases};
 use tonic::{Request, Response, Status};
 
 use super::{failed, json, show, status, summary};
+use crate::account::directory::{Directory, DirectoryError};
 use crate::desk::Desk;
 use crate::people::{Caller, Gate};
 use crate::store::{Store, ledger::StoredCase};
@@ -37,6 +38,8 @@ pub struct CasesService {
     pub desk: Desk,
     /// Telemetry, for what was usual.
     pub store: Arc<dyn Store>,
+    /// Asked for an account of which nothing was seen yet.
+    pub directory: Arc<dyn Directory>,
     /// Who calls.
     pub gate: Arc<Gate>,
 }
@@ -135,9 +138,26 @@ impl CasesService {
         let held = self.desk.ledger.dossier(account.clone()).await;
         held.map_err(|error| failed(&error))?.ok_or_else(|| {
             Status::not_found(format!(
-                "nothing is known of an account {account}: check its id"
+                "nothing was seen of an account {account} yet, so it has no case: check its id"
             ))
         })
+    }
+
+    /// An account without a record, as the directory has it; nothing is kept.
+    async fn not_seen_yet(&self, account: AccountId) -> Result<Dossier, Status> {
+        let mut dossier = Dossier::new(account.clone());
+        match self.directory.facts(&account).await {
+            Ok(facts) => match dossier.inform(facts, self.desk.now()) {
+                Ok(_) => Ok(dossier),
+                Err(refusal) => Err(Status::failed_precondition(refusal.to_string())),
+            },
+            Err(DirectoryError::Unknown { .. }) => Err(Status::not_found(format!(
+                "neither Davy nor the account directory knows an account {account}: check its id"
+            ))),
+            Err(error) => Err(Status::unavailable(format!(
+                "nothing was seen of account {account} yet, and {error}"
+            ))),
+        }
     }
 
     /// Makes a change on a known account, unless it waits for this person's own review first, and says what it did.
@@ -288,7 +308,11 @@ impl Cases for CasesService {
     ) -> Result<Response<v1::GetAccountResponse>, Status> {
         let reader = reader(&self.gate.caller(request.metadata())?);
         let account = account_id(request.into_inner().account)?;
-        let dossier = self.dossier(&account).await?;
+        let held = self.desk.ledger.dossier(account.clone()).await;
+        let dossier = match held.map_err(|error| failed(&error))? {
+            Some(dossier) => dossier,
+            None => self.not_seen_yet(account).await?,
+        };
         let shown = show::account(&self.desk, &dossier, &reader).await?;
         Ok(Response::new(shown))
     }

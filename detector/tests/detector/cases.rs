@@ -325,3 +325,39 @@ async fn policies_are_read_by_the_digest_that_a_decision_names() {
         assert_eq!(status.code(), code, "{status}");
     }
 }
+
+/// Whoever looks an account up before anything was seen of it is told what the directory knows.
+#[tokio::test]
+async fn an_account_of_which_nothing_was_seen_is_shown_as_the_directory_has_it() {
+    let world = World::start().await;
+    let show = async |account: &str| {
+        let account = account.to_owned();
+        let mut cases = world.cases().await;
+        cases
+            .get_account(by("billing", v1::GetAccountRequest { account }))
+            .await
+    };
+    let shown = show("old").await.unwrap().into_inner();
+    assert!(shown.case.is_none() && shown.facts.iter().all(|fact| fact.value.is_some()));
+    let standing = |held: &v1::SafetyLooked| held.name == "long_standing" && held.in_force;
+    assert!(shown.safeties.iter().any(standing));
+    let nobody = show("nobody").await.unwrap_err();
+    assert_eq!(nobody.code(), Code::NotFound);
+    assert!(
+        nobody
+            .message()
+            .contains("neither Davy nor the account directory"),
+        "{nobody}"
+    );
+    let far = show("far").await.unwrap_err();
+    assert_eq!(far.code(), Code::Unavailable);
+    // Looking keeps nothing.
+    let ledger = &world.detector.server.desk.ledger;
+    assert!(
+        ledger
+            .dossier("old".try_into().unwrap())
+            .await
+            .unwrap()
+            .is_none()
+    );
+}

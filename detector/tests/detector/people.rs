@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use davy_decision::account::{AccountId, Cents, Droplet, DropletId, Facts, Known, Link, Payments};
+use davy_decision::action::Action;
 use davy_decision::audit::{Actor, Chain, Entry};
 use davy_decision::dossier::Dossier;
 use davy_decision::episode::{Classes, Sighting};
@@ -263,7 +264,7 @@ impl World {
         world.second("bob", BOBS).await.unwrap();
         eventually("it is locked", || async {
             let dossier = world.dossier().await;
-            let under_way = dossier.actions.iter().any(|action| action.is_under_way());
+            let under_way = dossier.actions.iter().any(Action::is_under_way);
             dossier.is_locked() && !under_way
         })
         .await;
