@@ -192,7 +192,7 @@ pub enum PolicyError {
         /// Which file.
         file: String,
     },
-    /// No policies, or too long.
+    /// No policies, in a file or at all, or too long.
     #[error("{0}")]
     Size(String),
 }
@@ -290,9 +290,9 @@ impl Policies {
                 why: error.to_string(),
             })?;
         let mut set = PolicySet::new();
-        add(&mut set, "safeties.cedar", SAFETIES, &schema)?;
+        add(&mut set, ("safeties.cedar", SAFETIES), &schema, true)?;
         for (file, text) in files {
-            add(&mut set, file, text, &schema)?;
+            add(&mut set, (file, text), &schema, false)?;
         }
         let entities =
             Entities::from_entities([], Some(&schema)).map_err(|error| PolicyError::Syntax {
@@ -487,7 +487,12 @@ fn digest(files: &BTreeMap<String, String>) -> String {
 }
 
 /// Adds a file's policies under the ids of their `@id` annotations, validated one by one so that the file can be named.
-fn add(set: &mut PolicySet, file: &str, text: &str, schema: &Schema) -> Result<(), PolicyError> {
+fn add(
+    set: &mut PolicySet,
+    (file, text): (&str, &str),
+    schema: &Schema,
+    compiled_in: bool,
+) -> Result<(), PolicyError> {
     let syntax = |why: String| PolicyError::Syntax {
         file: file.to_owned(),
         why,
@@ -498,7 +503,11 @@ fn add(set: &mut PolicySet, file: &str, text: &str, schema: &Schema) -> Result<(
             file: file.to_owned(),
         });
     }
-    let compiled_in = file == "safeties.cedar";
+    if parsed.policies().next().is_none() {
+        return Err(PolicyError::Size(format!(
+            "{file} has no policy: write one, or remove the file"
+        )));
+    }
     for policy in parsed.policies() {
         let bad_id = |why: String| PolicyError::Id {
             file: file.to_owned(),

@@ -159,3 +159,26 @@ fn no_policies_and_too_many_bytes_of_them_are_refused() {
     assert!(long.contains("2 policy files of 1048577 bytes"), "{long}");
     Policies::new(&padded(TEXT_BYTES_MAX)).unwrap();
 }
+
+/// What is compiled in is known by that, and not by a file's name; an empty file may be one that is being written.
+#[test]
+fn no_files_name_passes_for_the_safeties_and_no_file_is_empty() {
+    let named = |file: &str, text: &str| {
+        let files = [("default.cedar", DEFAULT), (file, text)];
+        Policies::new(
+            &files
+                .map(|(file, text)| (file.to_owned(), text.to_owned()))
+                .into(),
+        )
+    };
+    let vip = r#"@id("safety:vip") permit (principal, action == Davy::Action::"lock", resource);"#;
+    let error = named("safeties.cedar", vip).unwrap_err();
+    assert!(
+        matches!(&error, PolicyError::Id { file, .. } if file == "safeties.cedar"),
+        "{error}"
+    );
+    for empty in ["", "// to be written"] {
+        let error = named("ours.cedar", empty).unwrap_err().to_string();
+        assert!(error.contains("ours.cedar has no policy"), "{error}");
+    }
+}

@@ -128,7 +128,7 @@ fn ended(result: anyhow::Result<()>) -> std::process::ExitCode {
     match result {
         Ok(()) => std::process::ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("davy-detector: {error:#}");
+            eprintln!("davy-detector: {}", in_a_sentence(&error));
             std::process::ExitCode::FAILURE
         }
     }
@@ -145,4 +145,16 @@ async fn run(serve: Serve) -> anyhow::Result<()> {
     tracing::info!("stopping");
     server.shutdown().await;
     Ok(())
+}
+
+/// An error with its causes; what one says already its cause does not say again.
+fn in_a_sentence(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1) {
+        let cause = cause.to_string();
+        if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
 }

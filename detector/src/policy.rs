@@ -1,11 +1,12 @@
 //! The policies in force: what ships, or a directory of `*.cedar` files with an optional `settings.toml` beside them.
 //!
 //! The directory is read at the start (an error there ends the start) and looked at again every few seconds. What was changed is
-//! taken only if all of it holds; a bad policy never replaces a good one. `settings.toml` is read at the start alone.
+//! taken only if two looks in a row found the same, so that no file is taken half written, and if all of it holds; a bad policy never
+//! replaces a good one. `settings.toml` is read at the start alone.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use davy_decision::{
     policy::{DEFAULT, Policies, PolicyError},
@@ -19,12 +20,12 @@ pub const SETTINGS_FILE: &str = "settings.toml";
 #[derive(Debug, thiserror::Error)]
 pub enum PolicyDirError {
     /// Something in it cannot be read.
-    #[error("{path} cannot be read: {source}", path = path.display())]
+    #[error("{path} cannot be read: {why}", path = path.display())]
     Unreadable {
         /// What.
         path: PathBuf,
         /// Why.
-        source: std::io::Error,
+        why: std::io::Error,
     },
     /// It has no policies.
     #[error("{path} has no file that ends in .cedar; put at least one policy there", path = path.display())]
@@ -33,12 +34,12 @@ pub enum PolicyDirError {
         path: PathBuf,
     },
     /// A policy does not hold.
-    #[error("{path}: {source}", path = path.display())]
+    #[error("{path}: {why}", path = path.display())]
     Policy {
         /// The directory.
         path: PathBuf,
         /// What is wrong.
-        source: PolicyError,
+        why: PolicyError,
     },
     /// The settings do not hold.
     #[error("{path}: {why}", path = path.display())]
@@ -60,7 +61,7 @@ pub type Files = BTreeMap<String, String>;
 pub fn read_files(dir: &Path) -> Result<Files, PolicyDirError> {
     let unreadable = |path: &Path| {
         let path = path.to_owned();
-        move |source| PolicyDirError::Unreadable { path, source }
+        move |why| PolicyDirError::Unreadable { path, why }
     };
     let mut files = Files::new();
     for entry in std::fs::read_dir(dir).map_err(unreadable(dir))? {
@@ -92,7 +93,7 @@ pub fn read_settings(dir: &Path, held: Settings) -> Result<Settings, PolicyDirEr
     let text = match std::fs::read_to_string(&path) {
         Ok(text) => text,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(held),
-        Err(source) => return Err(PolicyDirError::Unreadable { path, source }),
+        Err(why) => return Err(PolicyDirError::Unreadable { path, why }),
     };
     Settings::of_toml(&text).map_err(|why| PolicyDirError::Settings { path, why })
 }
@@ -102,6 +103,8 @@ pub fn read_settings(dir: &Path, held: Settings) -> Result<Settings, PolicyDirEr
 pub struct Held {
     dir: Option<PathBuf>,
     now: RwLock<(Arc<Policies>, Files)>,
+    /// What the last look found, if it was not what is in force.
+    found: Mutex<Option<Files>>,
 }
 
 impl Held {
@@ -114,13 +117,14 @@ impl Held {
             Some(dir) => read_files(dir)?,
             None => Files::from([("default.cedar".to_owned(), DEFAULT.to_owned())]),
         };
-        let policies = Policies::new(&files).map_err(|source| PolicyDirError::Policy {
+        let policies = Policies::new(&files).map_err(|why| PolicyDirError::Policy {
             path: dir.clone().unwrap_or_default(),
-            source,
+            why,
         })?;
         Ok(Self {
             dir,
             now: RwLock::new((Arc::new(policies), files)),
+            found: Mutex::default(),
         })
     }
 
@@ -138,7 +142,7 @@ impl Held {
         now.1.clone()
     }
 
-    /// Looks whether they were changed, and gives the change if all of it holds. What is in force stays until it is [taken](Self::take).
+    /// Looks whether they were changed, and gives the change once the next look finds the same and if all of it holds. What is in force stays until it is [taken](Self::take).
     ///
     /// # Errors
     /// [`PolicyDirError`].
@@ -147,12 +151,18 @@ impl Held {
             return Ok(None);
         };
         let files = read_files(dir)?;
+        let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
         if files == self.files() {
+            *found = None;
             return Ok(None);
         }
-        let policies = Policies::new(&files).map_err(|source| PolicyDirError::Policy {
+        if found.as_ref() != Some(&files) {
+            *found = Some(files);
+            return Ok(None);
+        }
+        let policies = Policies::new(&files).map_err(|why| PolicyDirError::Policy {
             path: dir.clone(),
-            source,
+            why,
         })?;
         Ok(Some((policies, files)))
     }
@@ -180,10 +190,13 @@ mod tests {
             "permit (principal, action, resource) when { context.load > 90 };",
         )
         .unwrap();
+        let half_written = held.changed().unwrap();
+        assert!(half_written.is_none(), "it may be, at the first look");
         let error = held.changed().unwrap_err().to_string();
         assert!(error.contains("ours.cedar"), "{error}");
         assert_eq!(held.now().digest(), before);
         std::fs::write(&file, format!("{DEFAULT}\n")).unwrap();
+        assert!(held.changed().unwrap().is_none());
         let changed = held.changed().unwrap().unwrap();
         assert_eq!(
             held.now().digest(),

@@ -14,8 +14,8 @@ use crate::server::stopping;
 use crate::store::{Evicted, Store, StoreError};
 use crate::unix_now_ns;
 
-/// How often changed policies are looked for.
-const RELOAD_INTERVAL: Duration = Duration::from_secs(5);
+/// How often changed policies are looked for; the second look takes what the first one found.
+const RELOAD_INTERVAL: Duration = Duration::from_secs(2);
 /// How often the fleet's droplets are counted.
 const COUNT_INTERVAL: Duration = Duration::from_secs(30);
 /// How often what is old is removed.

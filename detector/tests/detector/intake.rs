@@ -182,7 +182,7 @@ async fn a_customers_message_keeps_back_what_was_about_to_leave() {
 async fn what_is_no_message_is_refused() {
     let world = World::start().await;
     let mut intake = intake(&world.detector).await;
-    let long = "x".repeat((64 << 10) + 1);
+    let long = "x".repeat(257);
     for (token, said, code, words) in [
         (
             "billing",
@@ -198,9 +198,9 @@ async fn what_is_no_message_is_refused() {
         ),
         (
             "billing",
-            message("k", "new", &long),
+            message(&long, "new", "Hello?"),
             Code::InvalidArgument,
-            "at most 64 KiB",
+            "at most 256 bytes",
         ),
         (
             "billing",

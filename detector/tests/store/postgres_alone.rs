@@ -473,6 +473,6 @@ async fn a_stop_waits_for_the_release_that_is_under_way() {
     let log = one.desk.ledger.audit(None, 0, 1_000).await.unwrap();
     let stopped = |entry: &Entry| matches!(event(entry), Event::Stopped { .. });
     let (before, after) = log.split_at(log.iter().position(stopped).unwrap());
-    assert_eq!(steps_released(before), [(account("a"), Step::Notify)]);
     assert_eq!(steps_released(after), [], "released after the stop");
+    assert_eq!(steps_released(before), [(account("a"), Step::Notify)]);
 }

@@ -339,7 +339,9 @@ fn none_was_released_after(log: &[Entry], name: &str, what: Speaks) {
             _ => false,
         }
     };
-    let at = log.iter().rposition(spoke).unwrap();
+    let Some(at) = log.iter().rposition(spoke) else {
+        panic!("{what:?}: the log does not say so: {log:#?}");
+    };
     let (before, after) = log.split_at(at);
     assert!(releases(before) >= 3, "{what:?}: nothing raced");
     assert_eq!(
@@ -455,5 +457,6 @@ pub(crate) async fn nothing_is_released_after_the_stop(place: Place) {
         Event::ActionWithheld { why, .. } => why.contains("kill_switch"),
         _ => false,
     };
-    assert!(after.iter().filter(withheld).count() > 0, "nothing raced");
+    let withheld = after.iter().filter(withheld).count();
+    assert!(withheld > 0, "the switch kept nothing back: {after:#?}");
 }
