@@ -149,10 +149,11 @@ fn no_policies_and_too_many_bytes_of_them_are_refused() {
     assert!(none.contains("at least one is needed"), "{none}");
     // A comment is as long as any other text; all files count together.
     let padded = |bytes: usize| {
-        let padding = "/".repeat(bytes - DEFAULT.len() - 1);
+        let small = r#"@id("p") permit (principal, action, resource);//"#;
+        let padding = "/".repeat(bytes - DEFAULT.len() - small.len());
         BTreeMap::from([
-            ("default.cedar".to_owned(), format!("{DEFAULT}\n")),
-            ("padding.cedar".to_owned(), padding),
+            ("default.cedar".to_owned(), DEFAULT.to_owned()),
+            ("padding.cedar".to_owned(), small.to_owned() + &padding),
         ])
     };
     let long = size(&padded(TEXT_BYTES_MAX + 1));
