@@ -432,11 +432,12 @@ impl Case {
         self.past.extend(self.opinions.extract_if(.., denies));
     }
 
-    /// A person's opinion is withdrawn, if it waits for a second one. Says whether there was one.
+    /// A person's denial is withdrawn, if it waits for a second one. Says whether there was one. A review that unlocked did so.
     pub fn withdraw(&mut self, by: &Person) -> bool {
         let given = self.opinions.len();
         if self.is_open() {
-            self.opinions.retain(|held| held.by != *by);
+            let own = |held: &Opinion| held.by == *by && held.finding == Finding::Deny;
+            self.opinions.retain(|held| !own(held));
         }
         self.opinions.len() < given
     }

@@ -366,7 +366,7 @@ impl Dossier {
         Ok(events)
     }
 
-    /// Takes the last thing back, in one step: one's own opinion while it waits for a second one, a decision of people's if there is
+    /// Takes the last thing back, in one step: one's own denial while it waits for a second one, a decision of people's if there is
     /// one, else what automation did. What an unlock did not undo yet comes first.
     ///
     /// A denial's actions are undone, with a hold. Of an unlock the flag that it set goes; its hold stays, since nothing automated may

@@ -15,6 +15,7 @@ use davy_decision::{
 use serde_json::Value;
 
 use crate::oracle::Oracle;
+use crate::place::Place;
 use crate::step::ACCOUNTS;
 use crate::world::{World, account};
 
@@ -477,7 +478,7 @@ impl World {
         }
     }
 
-    /// Every stored decision, made again; all of them, as text.
+    /// Every stored decision, made again; all of them, as text, which is what the store's own columns hold, to the byte.
     async fn decided_again(&self) -> Vec<String> {
         let ledger = self.desk().ledger;
         let policies = self.replica(0).policies.now();
@@ -497,6 +498,21 @@ impl World {
                 all.push(format!("{name}: {input} {plan}"));
             }
         }
+        let kept = self.place.sql(match self.place {
+            Place::Sqlite { .. } => {
+                "SELECT group_concat('decision ' || number || ' of ' || account || ': ' || input || ' ' || plan, char(10))
+                 FROM (SELECT * FROM decisions ORDER BY account, number)"
+            }
+            Place::Postgres { .. } => {
+                r#"SELECT string_agg('decision ' || number || ' of ' || account || ': ' || input || ' ' || plan, chr(10)
+                 ORDER BY account COLLATE "C", number) FROM decisions"#
+            }
+        });
+        let (kept, again) = (kept.unwrap(), all.join("\n"));
+        assert!(
+            kept.trim_end() == again,
+            "invariant 6: what is kept is not what was decided:\n{kept}\n{again}"
+        );
         self.state().book.seen.decisions += all.len() as u64;
         all
     }

@@ -5,8 +5,8 @@ use serde_json::{Value, json};
 
 /// Accounts of the machine, by number.
 pub(crate) const ACCOUNTS: [&str; 5] = ["ash", "birch", "cedar", "dogwood", "elm"];
-/// People.
-pub(crate) const PEOPLE: [&str; 3] = ["ann", "bob", "carol"];
+/// People: two who deny, and two who have not and review the appeal.
+pub(crate) const PEOPLE: [&str; 4] = ["ann", "bob", "carol", "dave"];
 
 /// What sensors say for a while.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -65,7 +65,7 @@ pub(crate) struct State {
 /// See the module.
 pub(crate) struct World {
     pub(crate) clock: Arc<AtomicU64>,
-    place: Place,
+    pub(crate) place: Place,
     engines: Mutex<Option<[Arc<Engine>; 2]>>,
     state: Mutex<State>,
     pub(crate) death: Notify,

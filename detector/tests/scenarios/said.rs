@@ -94,7 +94,7 @@ impl Said {
             "opinion" => self.denied_by(line),
             "allow_high_cpu" => self.allowed = line["revoke"] != true,
             "unthrottle" => self.hold(now),
-            "undo" => self.taken_back(now),
+            "undo" => self.taken_back(now, line["by"].as_str().unwrap_or_default()),
             "close" => (self.decided, self.closed) = (None, true),
             "claim" | "give_back" | "answer" | "throttle" | "renew" => {}
             _ => return false,
@@ -151,7 +151,12 @@ impl Said {
         self.denials.push((by, measure));
     }
 
-    fn taken_back(&mut self, now: u64) {
+    fn taken_back(&mut self, now: u64, by: &str) {
+        // One's own denial that waits for a second one comes first, and nothing else is touched.
+        if self.decided.is_none() && self.denials.iter().any(|(who, _)| who == by) {
+            self.denials.retain(|(who, _)| who != by);
+            return;
+        }
         self.ruled = 0;
         match self.decided {
             Some(Decided::Legitimate) => self.allowed = false,
@@ -194,4 +199,25 @@ fn a_conversation_ends_by_an_unlock_or_by_the_denials_of_two_and_by_nothing_else
     let said = oracle.said("a");
     assert!(said.talks_since.is_none() && said.allowed && !said.was_denied("a/1"));
     assert!(!said.rules("throttle"));
+
+    // A denial that is withdrawn is no half of one.
+    happens(&mut oracle, serde_json::json!({"event": "customer"}));
+    happens(&mut oracle, deny("ann", "lock"));
+    happens(
+        &mut oracle,
+        serde_json::json!({"event": "undo", "by": "ann"}),
+    );
+    happens(&mut oracle, deny("bob", "lock"));
+    assert!(!oracle.said("a").was_denied("a/1"));
+    happens(
+        &mut oracle,
+        serde_json::json!({"event": "undo", "by": "cid"}),
+    );
+    happens(&mut oracle, deny("ann", "lock"));
+    assert!(
+        !oracle.said("a").was_denied("a/1"),
+        "nor one that others undid"
+    );
+    happens(&mut oracle, deny("bob", "lock"));
+    assert!(oracle.said("a").was_denied("a/1"));
 }

@@ -90,6 +90,14 @@ pub enum Bend {
     BudgetNotCounted,
     /// What was done in spite of a safety that appeared meanwhile stands.
     NeverUndone,
+    /// What people decided leaves, though the customer wrote before it did.
+    WordUnheard,
+    /// What is harsher than two people's ruling is not undone with it.
+    HarsherStands,
+    /// The case is lost, and with it what people could undo.
+    CaseLost,
+    /// Nobody is paged for an undoing that is refused.
+    PageLost,
 }
 
 /// How often each thing may happen.

@@ -99,8 +99,14 @@ impl Protocol {
     fn write(&self, world: &mut World, n: u8) -> Option<()> {
         let (key, at) = (format!("m{}", world.left.messages), self.time(world.now));
         world.left.messages -= 1;
+        let bent = self.bent(Bend::WordUnheard);
         Self::change(world, n, |dossier, _| {
-            dossier.hear(&key, "ticket", "it is my build farm", at)
+            let planned = dossier.actions.clone();
+            let heard = dossier.hear(&key, "ticket", "it is my build farm", at)?;
+            if bent {
+                dossier.actions = planned;
+            }
+            Ok::<_, Refusal>(heard)
         })?;
         // Whatever was said before does not answer this.
         let book = world.books.accounts.get_mut(usize::from(n))?;
@@ -125,8 +131,11 @@ impl Protocol {
             Ok::<_, Refusal>(events)
         })?;
         let book = world.books.accounts.get_mut(usize::from(n))?;
-        // Of a decided case it is a second review, and changes nothing.
-        if !book.decides() {
+        // Of an unlocked case it is a second review, and changes nothing; of a denied one it is an unlock.
+        let denied = book
+            .case
+            .is_some_and(|case| case.decided == Some(Word::Denied));
+        if !book.decides() && !denied {
             return Some(());
         }
         (book.waits, book.ruled) = (false, None);
@@ -166,8 +175,14 @@ impl Protocol {
         let given: Vec<_> = (world.texts.iter().filter(|_| !self.bent(Bend::CopiesTaken)))
             .filter_map(|text| reason(*text))
             .collect();
+        let bent = self.bent(Bend::HarsherStands);
         let taken = Self::change(world, n, |dossier, _| {
-            dossier.opine(opinion, given.iter().map(|text| ("a case", text)), settings)
+            let opined =
+                dossier.opine(opinion, given.iter().map(|text| ("a case", text)), settings)?;
+            if bent {
+                dossier.actions.retain(|held| !held.key.undo);
+            }
+            Ok::<_, Refusal>(opined)
         });
         if taken.is_none() && world.texts.contains(&text) {
             world.books.seen.insert(Seen::CopyRefused);
@@ -210,7 +225,8 @@ impl Protocol {
                 (book.held_until_ms, book.ruled) = (Some(at.unix_ms() + HOLD_MS), None);
             }
         }
-        if reopened {
+        // Nor does half a denial stand beside what somebody lifted.
+        if reopened || book.decides() {
             book.decide(None);
         }
         world.books.spoken(n);

@@ -6,7 +6,7 @@ use davy_decision::{
     account::Facts,
     action::{Action as Planned, Parcel, State},
     decide::Plan,
-    dossier::{Dossier, Errand, Event},
+    dossier::{Dossier, Errand, Event, Refusal},
     fleet::Fleet,
     policy::Step,
     time::Time,
@@ -153,7 +153,12 @@ impl Protocol {
         }
         let settings = &self.config.settings;
         let events = Self::change(world, name.account, |dossier, fleet| {
-            dossier.release(&parcel, fresh, (fleet, &self.policies), settings, at)
+            let known = (fleet, &*self.policies);
+            let events = dossier.release(&parcel, fresh, known, settings, at)?;
+            if self.bent(Bend::CaseLost) && name.step != Step::Notify {
+                dossier.case = None;
+            }
+            Ok::<_, Refusal>(events)
         });
         world.fleet.stop = stopped;
         if self.bent(Bend::BudgetNotCounted) {
@@ -375,7 +380,11 @@ impl Protocol {
             false => released_at,
         };
         Self::change(world, name.account, |dossier, fleet| {
-            dossier.learn(&parcel, of, said.outcome(), (fleet, settings), at)
+            let events = dossier.learn(&parcel, of, said.outcome(), (fleet, settings), at)?;
+            if self.bent(Bend::PageLost) {
+                dossier.letters.clear();
+            }
+            Ok::<_, Refusal>(events)
         })?;
         if said != Said::Nothing {
             let done = said == Said::Done;

@@ -348,6 +348,10 @@ noticed! {
     a_copied_text_is_noticed: CopiesTaken, copying, "5: no copied text denies";
     a_statement_that_is_lost_is_noticed: StatementLost, looks, "6: an open case and a statement";
     a_decision_that_is_not_kept_is_noticed: DecisionNotKept, looks, "6: a decision that is kept";
+    a_persons_step_over_an_unanswered_word_is_noticed: WordUnheard, people, "5: no step of people's over an unanswered word";
+    what_is_harsher_than_a_ruling_is_noticed: HarsherStands, people, "5: nothing harsher than a ruling stands";
+    a_case_that_is_lost_is_noticed: CaseLost, looks, "6: every automated action is undone in one step";
+    a_page_that_is_lost_is_noticed: PageLost, refusals, "6: an undoing that is refused pages";
     a_new_key_in_doubt_is_noticed: NewKeyInDoubt, network, "7: one effect per step, account and episode";
     two_replicas_that_release_one_plan_are_noticed: LostUpdate, network, "7: no release twice";
     an_answer_of_an_earlier_release_is_noticed: AnswersUntold, network, "7: no effect is forgotten";
