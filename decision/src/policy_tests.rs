@@ -1,3 +1,5 @@
+//! Policies: asked step by step, and what is refused when they are read.
+
 use super::*;
 use crate::reach::{Draws, draw};
 

@@ -18,12 +18,16 @@ fn told(answer: &impl std::fmt::Debug) -> String {
         let digits = rest.len() - rest.trim_start_matches(|c: char| c.is_ascii_digit()).len();
         let is_date = digits == 4 && rest.as_bytes().get(4) == Some(&b'-');
         let after = rest.get(digits..).unwrap_or_default();
+        // With its decimals.
+        let decimals = after.strip_prefix('.').map_or(0, |more| {
+            1 + more.len() - more.trim_start_matches(|c: char| c.is_ascii_digit()).len()
+        });
         let skipped = match digits {
             0 => c.len_utf8(),
             _ if is_date => rest.find('Z').map_or(digits, |end| end + 1),
-            _ => digits,
+            _ => digits + decimals,
         };
-        let seconds = after.starts_with(" s") || after.starts_with('.');
+        let seconds = after.starts_with(" s") || decimals > 0;
         match digits {
             0 => out.push(c),
             _ if is_date || digits > 6 || seconds => out.push('~'),
