@@ -70,6 +70,9 @@ pub struct Dossier {
     pub account: AccountId,
     /// The latest time at which anything was done with it.
     pub clock: Time,
+    /// Its last turn.
+    #[serde(default)]
+    pub looked_at: Time,
     /// What is known.
     pub facts: Facts,
     /// When facts were asked for the last time.
@@ -118,6 +121,7 @@ impl Dossier {
         Self {
             account,
             clock: Time::default(),
+            looked_at: Time::default(),
             facts: Facts::default(),
             fetched_at: None,
             fetch_failed: None,

@@ -523,3 +523,52 @@ fn what_was_refused_to_be_undone_is_asked_for_again_by_a_person_at_any_time() {
     assert!(world.dossier.allowed.is_some(), "the unlock stands");
     assert_eq!(world.state(&undo), State::Planned);
 }
+
+/// A miner that never pauses is decided on when the rules' time is over, and not only when facts are fetched anew.
+#[test]
+fn new_evidence_makes_an_account_due_and_is_looked_at_at_most_every_ten_seconds() {
+    let mut world = World::new();
+    let after = |seconds| T0.after(Span::seconds(seconds));
+    let (mut decisions, mut turns) = (Vec::new(), 0);
+    let World {
+        dossier,
+        fleet,
+        settings,
+        policies,
+    } = &mut world;
+    for window in 0..122 {
+        let (from, to) = (after(window * 5), after((window + 1) * 5));
+        let seen = Sighting {
+            from,
+            to,
+            ..mining(0, 0)
+        };
+        dossier.observe(seen, settings);
+        // Facts are never old here, and nothing leaves: evidence alone makes it due.
+        dossier.inform(facts(to), to).unwrap();
+        if dossier.errands(fleet, to).is_empty()
+            && dossier
+                .due(fleet, settings, to)
+                .is_some_and(|due| due <= to)
+        {
+            turns += 1;
+            let turn = dossier.turn(fleet, policies, settings, to);
+            decisions.extend(turn.decision.map(|(input, plan)| (input.at, plan.step)));
+        }
+    }
+    assert!((55..=62).contains(&turns), "every other window: {turns}");
+    assert_eq!(decisions[0], (after(5), Step::Observe));
+    let (at, step) = decisions[1];
+    assert_eq!((decisions.len(), step), (2, Step::Throttle));
+    assert!(at >= after(600) && at <= after(610), "{at}");
+    // What was looked at is due when it is old.
+    for action in &mut dossier.actions {
+        action.state = State::Withheld {
+            at: after(610),
+            why: "it does not leave here".to_owned(),
+        };
+    }
+    dossier.turn(fleet, policies, settings, after(610));
+    let quiet = dossier.due(fleet, settings, after(610)).unwrap();
+    assert!(quiet > after(620), "{quiet}");
+}

@@ -17,6 +17,9 @@ use crate::{
 /// When facts could not be fetched, they are asked for again after this.
 const FETCH_AGAIN: Span = Span::minutes(1);
 
+/// New evidence makes an account due, at most so often: as often as an agent reports, by default.
+const LOOK_EVERY: Span = Span::seconds(10);
+
 /// An undoing that the control plane refused, or a page, is tried again by itself after this; a person may undo at any time.
 const UNDO_AGAIN: Span = Span::minutes(15);
 
@@ -55,6 +58,7 @@ impl Dossier {
             }
         }
         self.clock = self.clock.max(at);
+        self.looked_at = at;
         Turn { events, decision }
     }
 
@@ -327,6 +331,17 @@ impl Dossier {
         Some(fetched.after(after))
     }
 
+    /// When evidence that no turn has looked at is to be: what adds up reaches a limit without anything else that is new. After a clock
+    /// was set back, soon.
+    fn evidence_due(&self, at: Time) -> Option<Time> {
+        let mut droplets = self
+            .episode
+            .iter()
+            .flat_map(|episode| episode.droplets.values());
+        let unseen = droplets.any(|droplet| droplet.last.to > self.looked_at);
+        unseen.then(|| self.looked_at.min(at).after(LOOK_EVERY).max(at))
+    }
+
     /// When the account is to be looked at next if nothing happens to it; never before `at`.
     #[must_use]
     pub fn due(&self, fleet: &Fleet, settings: &Settings, at: Time) -> Option<Time> {
@@ -393,6 +408,7 @@ impl Dossier {
             .chain(held)
             .chain(withheld)
             .filter(|due| *due > at)
+            .chain(self.evidence_due(at))
             .chain(self.facts_due(settings).map(|due| due.max(at)))
             .min()
     }

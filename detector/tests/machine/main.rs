@@ -339,7 +339,7 @@ fn an_appeal_is_denied_by_two_who_have_not_denied_and_have_read_the_customers_la
         accounts: 1,
         says: Says::Mining,
         of_the_rest: Says::Mining,
-        minutes: 14,
+        minutes: 32,
     };
     let speaks = Step::Speaks {
         account: 0,

@@ -366,7 +366,8 @@ fn print_dossier(dossier: &Dossier, h: &mut impl Hasher) {
         // Time only goes forward in the model.
         clock: _,
         facts,
-        // Says when to fetch: here facts are fetched at any time.
+        // They say when to look and to fetch: here that is at any time.
+        looked_at: _,
         fetched_at: _,
         fetch_failed,
         episodes,
