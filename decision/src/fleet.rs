@@ -54,6 +54,21 @@ pub struct Fleet {
 }
 
 impl Fleet {
+    /// What stands for a record that its store has lost: nobody knows whether automation was stopped, so it is.
+    #[must_use]
+    pub fn lost() -> Self {
+        Self {
+            stop: Some(Stop {
+                since: Time::default(),
+                by: "davy".to_owned(),
+                why: "the store has lost its record of the fleet, and with it whether automation was stopped; \
+                      find out what else is lost before you start it"
+                    .to_owned(),
+            }),
+            ..Self::default()
+        }
+    }
+
     /// Whether the kill switch is on, and who turned it.
     #[must_use]
     pub fn stopped(&self) -> (bool, String) {

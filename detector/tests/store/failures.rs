@@ -1,5 +1,8 @@
 //! What happens when the storage does not do as it should.
 
+use std::sync::Arc;
+
+use davy_decision::fleet::Fleet;
 use davy_detector::store::ledger::{LedgerError, Reach};
 use davy_detector::store::{Recorded, StoreError};
 
@@ -48,6 +51,26 @@ pub(crate) async fn a_store_that_takes_no_writes_says_so_and_loses_nothing(place
         matches!(recorded, Recorded::Stored { missing: 0, .. }),
         "{recorded:?}"
     );
+}
+
+/// With its record it has lost whether automation was stopped: that is the customers' side, until a person starts it.
+pub(crate) async fn a_store_that_has_lost_its_record_of_the_fleet_has_stopped_automation(
+    place: Place,
+) {
+    let memory = place.open().await;
+    assert!(memory.fleet().await.unwrap().stop.is_none(), "a new store");
+    for reach in [Reach::Account, Reach::Fleet] {
+        place.sql("DELETE FROM fleet").unwrap();
+        assert!(memory.fleet().await.unwrap().stopped().0);
+        let sees = change(|_, fleet| assert!(fleet.stopped().0));
+        make(&memory, "a", reach, sees).await.unwrap();
+    }
+    let start = Arc::new(|fleet: &mut Fleet| {
+        fleet.stop = None;
+        Vec::new()
+    });
+    (memory.change_fleet(person("ann"), T0, start).await).unwrap();
+    assert!(!memory.fleet().await.unwrap().stopped().0);
 }
 
 pub(crate) async fn a_newer_schema_is_refused(place: Place) {

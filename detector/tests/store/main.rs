@@ -71,6 +71,7 @@ contract! {
     records::the_audit_log_is_read_in_parts_and_by_account,
     records::decisions_and_the_audit_log_are_never_changed_or_removed,
     failures::a_store_that_takes_no_writes_says_so_and_loses_nothing,
+    failures::a_store_that_has_lost_its_record_of_the_fleet_has_stopped_automation,
     failures::a_newer_schema_is_refused,
     failures::another_programs_database_is_refused,
     telemetry::a_window_is_stored_once_and_read_as_it_was,

@@ -29,7 +29,7 @@ async fn fleet(transaction: &Transaction<'_>, lock: bool) -> Result<Fleet, Fault
     let mut sql = "SELECT body FROM fleet";
     if lock {
         // The row must be there to be locked.
-        let body = rows::write("the fleet's record", &Fleet::default())?;
+        let body = rows::write("the fleet's record", &Fleet::lost())?;
         transaction
             .execute(
                 "INSERT INTO fleet (id, body) VALUES (1, $1) ON CONFLICT DO NOTHING",
@@ -40,7 +40,7 @@ async fn fleet(transaction: &Transaction<'_>, lock: bool) -> Result<Fleet, Fault
     }
     Ok(match transaction.query_opt(sql, &[]).await? {
         Some(row) => read("the fleet's record", row.get(0))?,
-        None => Fleet::default(),
+        None => Fleet::lost(),
     })
 }
 
@@ -315,7 +315,7 @@ impl Ledger for Postgres {
         let found = self.query(what, "SELECT body FROM fleet", &[], |row| {
             Ok(read("the fleet's record", row.get(0))?)
         });
-        Ok(found.await?.pop().unwrap_or_default())
+        Ok(found.await?.pop().unwrap_or_else(Fleet::lost))
     }
 
     async fn due(&self, at: Time, rows_max: u64) -> Result<Vec<AccountId>, StoreError> {

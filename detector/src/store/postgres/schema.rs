@@ -103,6 +103,9 @@ const MIGRATIONS: &[&str] = &["
     ALTER TABLE cases ADD COLUMN waiting_ms BIGINT NOT NULL DEFAULT 0;
     DROP INDEX cases_by_opened;
     CREATE INDEX cases_by_rank ON cases (closed, settled, locked DESC, waiting_ms, opened_ms, account, number);
+", "
+    -- There from the first: a store without it has lost it.
+    INSERT INTO fleet (id, body) VALUES (1, '{}') ON CONFLICT DO NOTHING;
 "];
 
 /// Brings the database to the newest schema.

@@ -28,7 +28,7 @@ fn fleet(connection: &Connection) -> Result<Fleet, Fault> {
         .optional()?;
     Ok(match body {
         Some(body) => read("the fleet's record", &body)?,
-        None => Fleet::default(),
+        None => Fleet::lost(),
     })
 }
 

@@ -136,6 +136,9 @@ const MIGRATIONS: &[&str] = &["
     ALTER TABLE cases ADD COLUMN waiting_ms INTEGER NOT NULL DEFAULT 0;
     DROP INDEX cases_by_opened;
     CREATE INDEX cases_by_rank ON cases (closed, settled, locked DESC, waiting_ms, opened_ms, account, number);
+", "
+    -- There from the first: a store without it has lost it.
+    INSERT INTO fleet (id, body) VALUES (1, '{}') ON CONFLICT DO NOTHING;
 "];
 
 /// Brings the database at `path` to the newest schema.
@@ -206,7 +209,7 @@ mod tests {
         let version: i64 = connection
             .pragma_query_value(None, "user_version", |row| row.get(0))
             .unwrap();
-        assert_eq!(version, 5);
+        assert_eq!(version, 6);
     }
 
     #[test]
@@ -220,7 +223,7 @@ mod tests {
                 error,
                 StoreError::Newer {
                     found: 99,
-                    known: 5,
+                    known: 6,
                     ..
                 }
             ),
