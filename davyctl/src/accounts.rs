@@ -113,7 +113,8 @@ fn read_line(number: usize, text: &str, now: Time) -> Result<Line, String> {
         None => return Err("\"account\" is missing; give the account's id".to_owned()),
     };
     let account = AccountId::try_from(account).map_err(|error| format!("account: {error}"))?;
-    let facts: Facts = serde_json::from_value(Value::Object(fields))
+    // With the fact's name: "invalid value" alone does not say which.
+    let facts: Facts = serde_path_to_error::deserialize(Value::Object(fields))
         .map_err(|error| format!("{error}; see `davyctl accounts import --help`"))?;
     if facts == Facts::default() {
         return Err("it has no facts; give at least one, or leave the line out".to_owned());
@@ -215,10 +216,11 @@ pub async fn import(lines: Vec<Line>, detector: &Detector, json: bool) -> anyhow
     if json {
         return document::pretty(&imported);
     }
-    Ok(format!(
-        "Facts about {} accounts were taken.\n",
-        imported.taken
-    ))
+    let accounts = match imported.taken {
+        1 => "1 account".to_owned(),
+        several => format!("{several} accounts"),
+    };
+    Ok(format!("Facts about {accounts} were taken.\n"))
 }
 
 /// Records with their lines' numbers, in parts that a message has room for.

@@ -57,8 +57,9 @@ struct Verified {
     version: u32,
     entries: u64,
     head: String,
-    /// Entries whose content is kept back until an appeal's reviews are in: their hashes were taken as they are.
-    withheld: u64,
+    /// Why these are not all, if so: the rest is kept from who is to review an appeal.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kept_back: Option<String>,
     /// The number of the entry with the hash expected.
     #[serde(skip_serializing_if = "Option::is_none")]
     expected_at: Option<u64>,
@@ -68,7 +69,7 @@ struct Verified {
 #[derive(Default)]
 struct Verifier {
     chain: Chain,
-    withheld: u64,
+    kept_back: Option<String>,
     expected_at: Option<u64>,
 }
 
@@ -79,25 +80,12 @@ impl Verifier {
             hash,
             note_json,
         } = entry;
-        let followed = match note_json {
-            Some(text) => {
-                let note = note(number, &text)?;
-                self.chain.follow(&Entry {
-                    number,
-                    note,
-                    hash: hash.clone(),
-                })
-            }
-            None if number == self.chain.entries + 1 => {
-                self.withheld += 1;
-                (self.chain.entries, self.chain.head) = (number, hash.clone());
-                Ok(())
-            }
-            None => Err(davy_decision::audit::Broken::Number {
-                expected: self.chain.entries + 1,
-                found: number,
-            }),
-        };
+        let note = note(number, &note_json)?;
+        let followed = self.chain.follow(&Entry {
+            number,
+            note,
+            hash: hash.clone(),
+        });
         followed.with_context(|| format!("the audit log is broken at entry {number}"))?;
         if expect.is_some_and(|expect| expect.eq_ignore_ascii_case(&hash)) {
             self.expected_at = Some(number);
@@ -108,11 +96,15 @@ impl Verifier {
     fn verified(self, expect: Option<&str>) -> anyhow::Result<Verified> {
         let Self {
             chain,
-            withheld,
+            kept_back,
             expected_at,
         } = self;
         let expected_at = match expect {
             Some(hash) if hash == ORIGIN => Some(0),
+            Some(hash) if expected_at.is_none() && kept_back.is_some() => bail!(
+                "whether an entry has the hash {hash} cannot be told: {}",
+                kept_back.unwrap_or_default()
+            ),
             Some(hash) if expected_at.is_none() => bail!(
                 "none of the {} entries has the hash {hash}: the log was cut off or written anew since it was noted",
                 chain.entries
@@ -123,7 +115,7 @@ impl Verifier {
             version: crate::model::VERSION,
             entries: chain.entries,
             head: chain.head,
-            withheld,
+            kept_back,
             expected_at,
         })
     }
@@ -167,7 +159,7 @@ async fn verify(detector: &Detector, expect: Option<String>, json: bool) -> anyh
     let answer = detector.automation().read_audit(request).await;
     let mut entries = answer.map_err(|status| said(&status))?.into_inner();
     let mut verifier = Verifier::default();
-    while let Some(entry) = entries.message().await.map_err(|status| said(&status))? {
+    while let Some(entry) = next(&mut entries, &mut verifier.kept_back).await? {
         verifier.follow(entry, expect.as_deref())?;
     }
     let verified = verifier.verified(expect.as_deref())?;
@@ -184,13 +176,25 @@ async fn verify(detector: &Detector, expect: Option<String>, json: bool) -> anyh
             verified.entries - number
         );
     }
-    if verified.withheld > 0 {
-        text += &format!(
-            "{} of them are kept from you, because your review of an appeal is wanted: shown, and checked in full, once it is in.\n",
-            verified.withheld
-        );
+    if let Some(why) = &verified.kept_back {
+        text += &format!("These are not all: {}.\n", document::clean(why));
     }
     Ok(text)
+}
+
+/// The next entry. What is kept from who asks, because their review of an appeal is wanted, ends the log for them.
+async fn next(
+    entries: &mut tonic::Streaming<v1::AuditEntry>,
+    kept_back: &mut Option<String>,
+) -> anyhow::Result<Option<v1::AuditEntry>> {
+    match entries.message().await {
+        Ok(entry) => Ok(entry),
+        Err(status) if status.code() == tonic::Code::FailedPrecondition => {
+            *kept_back = Some(status.message().to_owned());
+            Ok(None)
+        }
+        Err(status) => Err(said(&status)),
+    }
 }
 
 async fn show(
@@ -202,15 +206,19 @@ async fn show(
     let request = v1::ReadAuditRequest { account, after: 0 };
     let answer = detector.automation().read_audit(request).await;
     let mut stream = answer.map_err(|status| said(&status))?.into_inner();
-    let mut entries = Vec::new();
-    while let Some(entry) = stream.message().await.map_err(|status| said(&status))? {
+    let (mut entries, mut kept_back) = (Vec::new(), None);
+    while let Some(entry) = next(&mut stream, &mut kept_back).await? {
         entries.push(entry);
     }
     if json {
-        return document::pretty(&document::of(&serde_json::json!({ "entries": entries }))?);
+        let answer = serde_json::json!({ "entries": entries, "kept_back": kept_back });
+        return document::pretty(&document::of(&answer)?);
     }
+    let rest = kept_back.map_or_else(String::new, |why| {
+        format!("These are not all: {}.\n", document::clean(&why))
+    });
     if entries.is_empty() {
-        return Ok("No entry.\n".to_owned());
+        return Ok(format!("No entry.\n{rest}"));
     }
     let rows = entries
         .iter()
@@ -223,16 +231,11 @@ async fn show(
         ("WHO", None, false),
         ("WHAT", None, false),
     ];
-    Ok(render::rows(&heads, &rows, width))
+    Ok(render::rows(&heads, &rows, width) + &rest)
 }
 
 fn row(entry: &v1::AuditEntry) -> anyhow::Result<Vec<String>> {
-    let Some(text) = &entry.note_json else {
-        let what = "an opinion on an appeal under review".to_owned();
-        let dash = || "-".to_owned();
-        return Ok(vec![entry.number.to_string(), dash(), dash(), dash(), what]);
-    };
-    let note = note(entry.number, text)?;
+    let note = note(entry.number, &entry.note_json)?;
     // An event of a later release is shown as it is.
     let what = match serde_json::from_value::<Event>(note.event.clone()) {
         Ok(event) => words::of(&event),
@@ -339,7 +342,7 @@ mod tests {
             });
             v1::AuditEntry {
                 number: entry.number,
-                note_json: Some(serde_json::to_string(&entry.note).unwrap()),
+                note_json: serde_json::to_string(&entry.note).unwrap(),
                 hash: entry.hash,
             }
         });
@@ -357,7 +360,7 @@ mod tests {
     fn a_changed_byte_is_found_at_its_entry() {
         assert_eq!(verify(log(), None).unwrap().entries, 3);
         let mut changed = log();
-        let note = changed[1].note_json.as_mut().unwrap();
+        let note = &mut changed[1].note_json;
         *note = note.replace("resumed", "resumee");
         let error = format!("{:#}", verify(changed, None).unwrap_err());
         assert!(error.contains("broken at entry 2"), "{error}");
@@ -374,11 +377,16 @@ mod tests {
     }
 
     #[test]
-    fn a_withheld_entry_still_binds_those_after_it() {
-        let mut log = log();
-        log[1].note_json = None;
-        assert_eq!(verify(log.clone(), None).unwrap().withheld, 1);
-        log[1].hash = ORIGIN.to_owned();
-        assert!(verify(log, None).is_err());
+    fn of_a_log_whose_end_is_kept_back_a_hash_is_not_said_to_be_cut_off() {
+        let noted = log()[2].hash.clone();
+        let mut verifier = Verifier {
+            kept_back: Some("entries from then on are kept from you".to_owned()),
+            ..Verifier::default()
+        };
+        for entry in log().into_iter().take(2) {
+            verifier.follow(entry, Some(&noted)).unwrap();
+        }
+        let error = verifier.verified(Some(&noted)).unwrap_err().to_string();
+        assert!(error.contains("cannot be told: entries"), "{error}");
     }
 }

@@ -302,7 +302,7 @@ fn head(answer: &v1::GetCaseResponse, summary: &v1::CaseSummary, width: Option<u
         };
         rows.push((
             "Steps back",
-            format!("{when}, to a throttle, unless a person decides"),
+            format!("{when}: locks and power-downs are lifted, unless a person decides"),
         ));
     }
     if summary.appealed_at_unix_ms.is_some() {

@@ -131,7 +131,7 @@ pub struct CaseArgs {
 /// A reason, from the command line or a file.
 #[derive(Args)]
 pub struct ReasonArgs {
-    /// Why, in your own words (eight at least); copies of earlier reasons are refused
+    /// Why, in your own words (eight at least): the customer reads it; a denial's is refused if it is a copy of an earlier one
     #[arg(
         long,
         value_name = "TEXT",

@@ -164,7 +164,7 @@ pub fn check(dir: &Path, json: bool, width: Option<u16>) -> anyhow::Result<Strin
         digest: set.policies.digest().to_owned(),
         policies: set.policies.describe(),
         unreached: reach::unreached(&set.policies),
-        concerns: reach::concerns(&set.policies),
+        concerns: concerns(&set),
         settings: (set.settings.as_ref())
             .map(|settings| changed(&Settings::default(), settings))
             .unwrap_or_default(),
@@ -201,6 +201,19 @@ pub fn check(dir: &Path, json: bool, width: Option<u16>) -> anyhow::Result<Strin
         text += &format!("Warning: {} {}.\n", clean(id), clean(what));
     }
     Ok(text)
+}
+
+/// Of the policies and of the settings.
+fn concerns(set: &Set) -> Vec<reach::Concern> {
+    let figures = set.settings.iter().flat_map(Settings::concerns);
+    let figures = figures.map(|(name, what)| reach::Concern {
+        id: format!("setting {name}"),
+        what: format!("is {what}"),
+    });
+    reach::concerns(&set.policies)
+        .into_iter()
+        .chain(figures)
+        .collect()
 }
 
 fn names(steps: &[Step]) -> String {

@@ -274,7 +274,7 @@ async fn works_on_a_case(world: &World, form: Form, account: &'static str) {
         "--reason",
         &anns,
     ];
-    let back = format!("unlock {case}");
+    let back = format!("undo {case}");
     work.does("ann", &propose, "ann is for a denial of case CASE", &back)
         .await;
     // Of two measures the milder; the reason from a file.
@@ -287,7 +287,6 @@ async fn works_on_a_case(world: &World, form: Form, account: &'static str) {
         "--reason-file",
         &path,
     ];
-    let back = format!("undo {case}");
     work.does("bob", &second, "case CASE is decided by bob: denied", &back)
         .await;
     world.is_done(account, Step::PowerDown, false).await;

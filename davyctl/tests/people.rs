@@ -322,7 +322,7 @@ async fn facts_are_brought_in_from_a_file_and_shown_with_their_time() {
     std::fs::write(&file, line).unwrap();
     let file = file.display().to_string();
     let taken = world.said("ann", &["accounts", "import", &file]).await;
-    assert_eq!(taken, "Facts about 1 accounts were taken.\n");
+    assert_eq!(taken, "Facts about 1 account were taken.\n");
     let shown = world.said("ann", &["accounts", "show", "acct-7"]).await;
     assert!(
         shown.contains("123.45 a month") && shown.contains("unknown_standing"),

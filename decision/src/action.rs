@@ -150,6 +150,8 @@ pub struct Action {
     /// Whether somebody was paged because it takes too long.
     #[serde(default)]
     pub paged: bool,
+    /// The case in which people see it.
+    pub case: CaseId,
 }
 
 /// To whom a letter goes.
@@ -327,7 +329,7 @@ impl State {
     /// release came to says nothing about this one, unless it was done.
     ///
     /// # Errors
-    /// If it was never released.
+    /// If it is not under way, and was not done either.
     pub fn learn(
         &mut self,
         key: impl fmt::Display,
@@ -340,6 +342,8 @@ impl State {
             return Ok(());
         }
         let next = match (&*self, outcome) {
+            // Another replica thought that it never arrived; the control plane knows better.
+            (Self::Planned | Self::Withheld { .. }, Outcome::Done) => Self::Done { at },
             (Self::Planned | Self::Withheld { .. }, _) => {
                 return Err(of(key)(self.cannot("answered")));
             }
@@ -413,6 +417,10 @@ mod tests {
             statement: String::new(),
             state: State::Planned,
             paged: false,
+            case: CaseId {
+                account: "acct-1".try_into().unwrap(),
+                number: 1,
+            },
         }
     }
 
@@ -494,6 +502,9 @@ mod tests {
         let mut action = State::Planned;
         action.withhold("a", T0, "a hold".to_owned()).unwrap();
         assert!(action.release(planned().key, T0).is_err());
-        assert!(action.learn("a", T0, T0, Outcome::Done).is_err());
+        // What was done all the same is known to be.
+        assert!(action.learn("a", T0, T0, Outcome::NeverSeen).is_err());
+        action.learn("a", T0, T0, Outcome::Done).unwrap();
+        assert_eq!(action, State::Done { at: T0 });
     }
 }

@@ -145,10 +145,15 @@ fn canonical(value: &serde_json::Value, text: &mut String) {
 }
 
 fn digest(hash_before: &str, number: u64, note: &Note) -> String {
+    sha256([hash_before, "\n", &line(number, note)])
+}
+
+/// SHA-256 of the parts one after the other, in hex.
+pub(crate) fn sha256<'a>(parts: impl IntoIterator<Item = &'a str>) -> String {
     let mut hash = Sha256::new();
-    hash.update(hash_before.as_bytes());
-    hash.update(b"\n");
-    hash.update(line(number, note).as_bytes());
+    for part in parts {
+        hash.update(part.as_bytes());
+    }
     let bytes = hash.finalize();
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

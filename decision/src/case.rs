@@ -215,7 +215,9 @@ pub enum CaseError {
         what: &'static str,
     },
     /// Another person has it.
-    #[error("case {case} is claimed by {by} since {since}")]
+    #[error(
+        "case {case} is claimed by {by} since {since}: leave it to them, or take it over (--take-over)"
+    )]
     Claimed {
         /// Which case.
         case: String,
@@ -439,7 +441,13 @@ impl Case {
             let own = |held: &Opinion| held.by == *by && held.finding == Finding::Deny;
             self.opinions.retain(|held| !own(held));
         }
-        self.opinions.len() < given
+        let withdrawn = self.opinions.len() < given;
+        // Without a review there is nothing to keep from the others: nothing came of a denial that waited for a second one.
+        let past = self.past.len();
+        if withdrawn && self.opinions.is_empty() {
+            self.sealed.take_if(|seal| past <= seal.past);
+        }
+        withdrawn
     }
 
     /// The customer waits from `at` on, if they did not before.
@@ -489,6 +497,11 @@ impl Case {
                 state: "appealed",
                 what: "give a reason with the unlock: it is a review",
             });
+        }
+        if !self.is_open() && !self.is_denied() {
+            return Err(self.wrong(
+                "it was unlocked; what a person did since then, `undo` and `unthrottle` take back",
+            ));
         }
         if !self.is_denied() {
             // Nobody's claim keeps a customer locked.

@@ -11,6 +11,8 @@
 //!
 //! A plan does nothing: each of its steps is released on its own, where everything is looked at again.
 
+use std::collections::BTreeSet;
+
 use davy_evidence::Level;
 use serde::{Deserialize, Serialize};
 
@@ -175,6 +177,7 @@ pub fn ground<'a>(input: &'a Input, evidence: &'a Summary) -> Ground<'a> {
         conversation: input.conversation.as_ref(),
         fleet: &input.fleet,
         targets: &evidence.targets,
+        episode: Some(&input.episode),
     }
 }
 
@@ -291,8 +294,9 @@ fn burst_of(input: &Input, evidence: &Summary) -> BurstMining {
         return BurstMining::default();
     };
     // Those that mine now; what one did before it stopped is not held against it.
+    let targets: BTreeSet<_> = evidence.targets.iter().collect();
     let mut mining: Vec<Span> = (droplets.iter())
-        .filter(|id| evidence.targets.contains(id))
+        .filter(|id| targets.contains(id))
         .filter_map(|id| input.episode.droplets.get(id))
         .map(|droplet| droplet.mining.total_ms)
         .collect();

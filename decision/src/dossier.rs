@@ -91,6 +91,9 @@ pub struct Dossier {
     pub conversation: Option<Conversation>,
     /// How far automation may go again, by what people decided.
     pub ruling: Option<Step>,
+    /// When they did.
+    #[serde(default)]
+    pub ruled_at: Time,
     /// Decisions so far.
     pub decisions: u64,
     /// What the last one of this episode came to.
@@ -131,6 +134,7 @@ impl Dossier {
             holds: Vec::new(),
             conversation: None,
             ruling: None,
+            ruled_at: Time::default(),
             decisions: 0,
             gist: None,
             cases: 0,
@@ -159,6 +163,9 @@ impl Dossier {
         newer.check(at)?;
         (self.fetch_failed, self.fetched_at) = (None, Some(at));
         let changed = self.facts.update(newer.as_of_at_most(at));
+        if let (Some(episode), Some(known)) = (&mut self.episode, &self.facts.droplets) {
+            episode.recognise(known.value.keys());
+        }
         Ok(changed.then_some(Event::FactsChanged).into_iter().collect())
     }
 
@@ -175,6 +182,7 @@ impl Dossier {
     /// Takes what a window said of one of its droplets.
     pub fn observe(&mut self, sighting: Sighting, settings: &Settings) -> Vec<Event> {
         let mut events = self.end_episode(sighting.from, settings);
+        let id = sighting.droplet.clone();
         match &mut self.episode {
             Some(episode) => episode.add(sighting),
             None if sighting.level > davy_evidence::Level::Quiet => {
@@ -185,6 +193,9 @@ impl Dossier {
                 });
             }
             None => {}
+        }
+        if let (Some(episode), Some(known)) = (&mut self.episode, &self.facts.droplets) {
+            episode.recognise([&id].into_iter().filter(|id| known.value.contains_key(id)));
         }
         events
     }
@@ -223,7 +234,7 @@ impl Dossier {
         at: Time,
     ) -> Option<Input> {
         let episode = self.episode.clone()?;
-        let taken = self.taken(episode.number);
+        let taken = self.taken(episode.number, at);
         Some(Input {
             at,
             account: self.account.clone(),
@@ -265,12 +276,13 @@ impl Dossier {
             conversation: self.conversation.as_ref(),
             fleet,
             targets,
+            episode: self.episode.as_ref(),
         })
     }
 
     /// Steps of an episode that automation took or is about to take, and those in effect or about to be by a person's word. What was
-    /// withheld was not taken.
-    fn taken(&self, episode: u64) -> Vec<Step> {
+    /// withheld was not taken. A case that people have decided is one for as long as their decision keeps automation away, or stands.
+    fn taken(&self, episode: u64, at: Time) -> Vec<Step> {
         let counts = |action: &&Action| {
             let automated = action.key.episode == episode && action.key.turn == 0;
             let counts = if automated {
@@ -289,7 +301,14 @@ impl Dossier {
         taken.extend(
             steps.filter(|step| self.in_effect(*step).is_some() || self.by_person(*step).is_some()),
         );
-        if (self.case.as_ref()).is_some_and(|case| case.episode == episode) {
+        let flag = self.facts.high_cpu_allowed.is_some_and(|flag| flag.value);
+        let settled = self.holds.iter().any(|hold| hold.until > at)
+            || (self.allowed.is_some() || flag)
+            || self.ruling.is_some();
+        let shows = |case: &Case| {
+            case.episode == episode && (settled || case.is_open() || case.wants_review())
+        };
+        if self.case.as_ref().is_some_and(shows) {
             taken.push(Step::OpenCase);
         }
         taken.sort_unstable();
@@ -346,6 +365,7 @@ impl Dossier {
                         ),
                         state: State::Planned,
                         paged: false,
+                        case,
                     };
                     events.extend(self.put(action));
                 }
@@ -414,6 +434,10 @@ mod rulings_tests;
 #[cfg(test)]
 #[path = "dossier_release_tests.rs"]
 mod release_tests;
+
+#[cfg(test)]
+#[path = "dossier_undoing_tests.rs"]
+mod undoing_tests;
 
 #[cfg(test)]
 #[path = "dossier_blind_tests.rs"]

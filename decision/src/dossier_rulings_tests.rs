@@ -5,7 +5,6 @@ use super::*;
 use crate::{
     action::{Outcome, Parcel, Recipient},
     case::{Finding, Opinion, Person, Ruling},
-    episode::Classes,
 };
 
 pub(super) const ONE: &str =
@@ -193,15 +192,9 @@ fn a_second_review_that_finds_the_customer_in_the_right_sets_the_flag() {
 }
 
 #[test]
-fn a_measure_on_droplets_of_which_none_mined_is_refused() {
+fn a_measure_on_droplets_of_which_none_shows_evidence_is_refused() {
     let mut world = World::new();
-    let suspect = Sighting {
-        level: davy_evidence::Level::Suspect,
-        classes: Classes::default(),
-        ..mining(0, 400)
-    };
-    world.dossier.observe(suspect, &world.settings.clone());
-    world.decide(400);
+    says(&mut world, "m1", 400);
     for step in [Step::Throttle, Step::PowerDown] {
         let refused = denies(&mut world, "ann", step, ONE, 401).unwrap_err();
         assert!(

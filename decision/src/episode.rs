@@ -96,6 +96,15 @@ pub struct DropletEvidence {
     pub mining: Covered,
     /// Time at least `suspect`.
     pub suspect: Covered,
+    /// Whether it has been in the account's inventory during the episode.
+    #[serde(default)]
+    pub own: bool,
+}
+
+impl DropletEvidence {
+    fn is_strange(&self) -> bool {
+        !self.own && self.suspect.total_ms > Span::ZERO
+    }
 }
 
 /// The account's evidence.
@@ -147,6 +156,7 @@ impl Episode {
             last: sighting.clone(),
             mining: Covered::default(),
             suspect: Covered::default(),
+            own: false,
         });
         droplet.last = sighting;
         if level >= Level::Suspect {
@@ -159,15 +169,31 @@ impl Episode {
             self.mining.add(from, to);
         }
         while self.droplets.len() > DROPLETS_MAX {
+            // Whose evidence may be another account's stays: it speaks for this one.
             let oldest = self
                 .droplets
                 .iter()
-                .min_by_key(|(id, d)| (d.last.to, (*id).clone()));
+                .min_by_key(|(id, d)| (d.is_strange(), d.last.to, (*id).clone()));
             let Some(id) = oldest.map(|(id, _)| id.clone()) else {
                 return;
             };
             self.droplets.remove(&id);
         }
+    }
+
+    /// Notes which of its droplets are in the account's inventory. One that was there once is the account's, though it is deleted since.
+    pub fn recognise<'a>(&mut self, inventory: impl IntoIterator<Item = &'a DropletId>) {
+        for id in inventory {
+            if let Some(droplet) = self.droplets.get_mut(id) {
+                droplet.own = true;
+            }
+        }
+    }
+
+    /// Droplets that showed evidence and were never in the account's inventory: what they did may be another account's doing.
+    pub fn strangers(&self) -> impl Iterator<Item = &DropletId> {
+        let strange = |(_, droplet): &(_, &DropletEvidence)| droplet.is_strange();
+        self.droplets.iter().filter(strange).map(|(id, _)| id)
     }
 
     /// Whether it has ended at `at`: nothing but quiet for long enough.

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     account::{DropletId, Facts, Known},
+    episode::Episode,
     fleet::Fleet,
     settings::Settings,
     time::{Span, Time},
@@ -153,6 +154,8 @@ pub struct Ground<'a> {
     pub fleet: &'a Fleet,
     /// Droplets that would be acted on.
     pub targets: &'a [DropletId],
+    /// The evidence that speaks against the account, if there is any.
+    pub episode: Option<&'a Episode>,
 }
 
 /// Looks at all safeties.
@@ -312,6 +315,13 @@ fn unknown_standing(ground: &Ground<'_>) -> (bool, String) {
         let foreign = |droplet: &&DropletId| !inventory.value.contains_key(*droplet);
         unknown.extend(ground.targets.iter().filter(foreign).map(|droplet| {
             format!("droplet {droplet} shows evidence, but is not in the account's inventory")
+        }));
+        let strangers = ground.episode.into_iter().flat_map(Episode::strangers);
+        let strangers = strangers.filter(|droplet| !ground.targets.contains(droplet));
+        unknown.extend(strangers.filter(foreign).map(|droplet| {
+            format!(
+                "droplet {droplet} showed evidence in this episode, but never was in the account's inventory"
+            )
         }));
     }
     if unknown.is_empty() {

@@ -4,8 +4,14 @@
 //! final without a way back.
 
 use crate::{
-    account::DropletId, action::By, case::CaseId, decide::Plan, policy::Step, settings::Settings,
-    time::Time,
+    account::DropletId,
+    action::By,
+    case::CaseId,
+    decide::Plan,
+    episode::{DropletEvidence, Episode},
+    policy::Step,
+    settings::Settings,
+    time::{Span, Time},
 };
 
 /// What was done, to whom it was done.
@@ -68,7 +74,7 @@ pub fn of_plan(
     let who = if ruled {
         "This was done automatically, as people decided about your account before"
     } else {
-        "This was done automatically; no person has looked at it yet"
+        "This was done automatically; no person has decided on it"
     };
     format!(
         "{}.{end}\n\nWhat was seen: {}. This is about how the droplets compute, not about how much CPU they use.\n\nWhich rule \
@@ -93,7 +99,7 @@ pub fn of_people(
             .to_owned()
     } else {
         format!(
-            "a person may cap the CPU of droplets that mined for {}; it ends by itself unless a person extends it",
+            "a person may cap the CPU of droplets that compute like a miner, for {}; it ends by itself unless a person extends it",
             settings.throttle_ms
         )
     };
@@ -116,9 +122,34 @@ pub fn of_people(
     )
 }
 
-/// That an action is taken back, and by whom.
+/// What was seen in an episode so far.
+fn seen(episode: Option<&Episode>) -> String {
+    let names = |shows: fn(&DropletEvidence) -> Span| {
+        let droplets = episode.iter().flat_map(|episode| &episode.droplets);
+        let shown = droplets.filter(|(_, droplet)| shows(droplet) > Span::ZERO);
+        let names: Vec<_> = shown.map(|(id, _)| id.as_str()).collect();
+        names.join(", ")
+    };
+    match episode {
+        Some(episode) if episode.mining.total_ms > Span::ZERO => format!(
+            "since {}, computing like a miner for {} in all, on {}",
+            episode.since,
+            episode.mining.total_ms,
+            names(|droplet| droplet.mining.total_ms)
+        ),
+        Some(episode) if episode.suspect.total_ms > Span::ZERO => format!(
+            "since {}, computing in a way of which only a person can tell what it is, for {} in all, on {}",
+            episode.since,
+            episode.suspect.total_ms,
+            names(|droplet| droplet.suspect.total_ms)
+        ),
+        _ => "nothing that speaks against your account".to_owned(),
+    }
+}
+
+/// That an action is taken back, and by whom; `statement`: what was said when it was done.
 #[must_use]
-pub fn of_undo(step: Step, why: &str, by: &By, case: &CaseId) -> String {
+pub fn of_undo(step: Step, why: &str, by: &By, case: &CaseId, statement: &str) -> String {
     let what = match step {
         Step::Throttle => "The cap on your droplets' CPU was lifted",
         Step::PowerDown => "The droplets that were turned off are turned on again",
@@ -127,21 +158,50 @@ pub fn of_undo(step: Step, why: &str, by: &By, case: &CaseId) -> String {
             "Our earlier message does not stand any more"
         }
     };
-    let who = match by {
-        By::Automation { .. } => "This was done automatically",
-        By::Person { .. } => "A person decided this",
+    let (who, rule) = match by {
+        By::Automation { .. } => (
+            "This was done automatically",
+            "what was done ends by itself when its time is over, when something that speaks for you comes up, or when nobody decides in time",
+        ),
+        By::Person { .. } => (
+            "A person decided this",
+            "a person's word is enough to take it back",
+        ),
+    };
+    let quoted: Vec<_> = (statement.lines())
+        .map(|line| format!("> {line}").trim_end().to_owned())
+        .collect();
+    format!(
+        "{what}: {why}. {who}.\n\nWhich rule applied: {rule}. If anything is not as it was, answer this message (case {case}); a \
+         person reads it.\n\nWhat was seen, and what we wrote when it was done:\n{}",
+        quoted.join("\n")
+    )
+}
+
+/// That a person released the account, on which nothing was to be undone.
+#[must_use]
+pub fn of_unlock(legitimate: bool, episode: Option<&Episode>, case: &CaseId, hold: Span) -> String {
+    let allowed = if legitimate {
+        ", and it may use as much CPU as it likes"
+    } else {
+        ""
     };
     format!(
-        "{what}: {why}. {who}. If anything is not as it was, answer this message (case {case}); a person reads it."
+        "A person looked at your case: nothing is held against your account{allowed}. A person decided this, not Davy.\n\nWhat was \
+         seen: {}.\n\nWhich rule applied: one person's word releases an account; nothing is done automatically for {hold} from now.\n\nIf \
+         you have more to say, answer this message (case {case}); a person reads it.",
+        seen(episode)
     )
 }
 
 /// A person's answer. Whatever it says, it names the case, and the way back.
 #[must_use]
-pub fn of_answer(text: &str, case: &CaseId) -> String {
+pub fn of_answer(text: &str, episode: Option<&Episode>, case: &CaseId) -> String {
     format!(
-        "{}\n\nA person wrote this; it is about case {case}. You can answer this message at any time; a person reads it.",
-        text.trim_end()
+        "{}\n\nA person wrote this; it is about case {case}. What was seen so far: {}. Which rule applied: what was seen is for a person \
+         to judge, and this message decides nothing. You can answer this message at any time; a person reads it.",
+        text.trim_end(),
+        seen(episode)
     )
 }
 
@@ -239,7 +299,7 @@ mod tests {
                 "d-1",
                 "mining for 10 min",
                 "mining:throttle-the-new",
-                "automatically; no person has looked at it yet",
+                "automatically; no person has decided on it",
                 "It ends by itself on 2019-05-29T16:43:00Z",
                 "Nothing on them is lost",
                 "nothing more is done automatically until a person has decided",
@@ -247,7 +307,7 @@ mod tests {
         );
         let ruled = of_plan(&plan(), Step::Lock, &case(), None, true, &settings);
         says(&ruled, &["as people decided about your account before"]);
-        assert!(!ruled.contains("no person has looked"));
+        assert!(!ruled.contains("no person has decided"));
     }
 
     #[test]
@@ -284,23 +344,48 @@ mod tests {
     fn what_is_taken_back_says_why_and_a_persons_answer_the_way_back() {
         for step in [Step::Notify, Step::Throttle, Step::PowerDown, Step::Lock] {
             let automatic = By::Automation { decision: 4 };
+            let before = "Capped.\n\nWhat was seen: mining. Which rule applied: mining:new.";
+            let undo = |why, by: &By| of_undo(step, why, by, &case(), before);
             says(
-                &of_undo(step, "it was meant to end by now", &automatic, &case()),
-                &["meant to end", "This was done automatically"],
+                &undo("it was meant to end by now", &automatic),
+                &[
+                    "meant to end",
+                    "This was done automatically",
+                    "Which rule applied: what was done ends by itself",
+                    "> What was seen: mining.",
+                ],
             );
             let person = By::Person {
                 person: "ann".to_owned(),
             };
-            let text = of_undo(step, "a person lifted it", &person, &case());
-            says(&text, &["A person decided this"]);
+            let text = undo("a person lifted it", &person);
+            says(
+                &text,
+                &["A person decided this", "> What was seen: mining."],
+            );
             assert!(
                 !text.contains("ann"),
                 "who it was is the provider's: {text}"
             );
         }
         says(
-            &of_answer("We are done here.", &case()),
-            &["We are done here.", "A person wrote this"],
+            &of_answer("We are done here.", None, &case()),
+            &[
+                "We are done here.",
+                "A person wrote this",
+                "What was seen so far: nothing that speaks against",
+                "Which rule applied",
+            ],
+        );
+        says(
+            &of_unlock(true, None, &case(), Span::days(30)),
+            &[
+                "What was seen: nothing",
+                "Which rule applied",
+                "A person decided",
+                "much CPU",
+                "for 30 d",
+            ],
         );
     }
 

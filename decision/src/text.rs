@@ -94,12 +94,38 @@ impl From<Reason> for String {
     }
 }
 
-/// Letters and digits in a row, in lower case.
+/// Letters and digits in a row, in lower case. Of scripts that put no space between words each sign is one.
 fn words(text: &str) -> Vec<String> {
-    text.split(|c: char| !c.is_alphanumeric())
-        .filter(|word| !word.is_empty())
-        .map(str::to_lowercase)
-        .collect()
+    let mut words = vec![String::new()];
+    for c in text.chars() {
+        let alone = is_written_without_spaces(c);
+        if alone || !c.is_alphanumeric() {
+            words.push(String::new());
+        }
+        if let Some(word) = words.last_mut().filter(|_| c.is_alphanumeric()) {
+            word.extend(c.to_lowercase());
+        }
+        if alone {
+            words.push(String::new());
+        }
+    }
+    words.retain(|word| !word.is_empty());
+    words
+}
+
+/// Thai to Khmer, kana, and Han, by the blocks of Unicode 16.
+const fn is_written_without_spaces(c: char) -> bool {
+    matches!(
+        c,
+        '\u{e00}'..='\u{eff}'
+            | '\u{1000}'..='\u{109f}'
+            | '\u{1780}'..='\u{17ff}'
+            | '\u{3040}'..='\u{30ff}'
+            | '\u{3400}'..='\u{4dbf}'
+            | '\u{4e00}'..='\u{9fff}'
+            | '\u{f900}'..='\u{faff}'
+            | '\u{20000}'..='\u{3ffff}'
+    )
 }
 
 fn shingles(text: &str) -> BTreeSet<Vec<String>> {
@@ -133,6 +159,17 @@ mod tests {
         let short = Reason::try_from("it is abuse".to_owned()).unwrap_err();
         assert!(short.to_string().contains("3 words"), "{short}");
         assert!(Reason::try_from("x ".repeat(TEXT_BYTES_MAX)).is_err());
+    }
+
+    #[test]
+    fn a_reason_in_a_script_without_spaces_is_one_and_its_copy_is_a_copy() {
+        let text = "客户说明这是夜间编译任务，没有发现挖矿的迹象。";
+        let other = "三个账户使用同一张被盗的信用卡付款，四种舍入模式持续数小时。";
+        let given = reason(text);
+        given.is_own([("case a/1", &reason(other))]).unwrap();
+        let copy = reason(&text.replace('，', " "));
+        assert!(copy.is_own([("case a/1", &given)]).is_err());
+        assert!(Reason::try_from("看起来不对".to_owned()).is_err());
     }
 
     #[test]

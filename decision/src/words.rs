@@ -77,7 +77,7 @@ pub fn of(event: &Event) -> String {
         Event::Resumed => "automation goes on".to_owned(),
         Event::CustomerSpoke { .. } => "the customer wrote".to_owned(),
         Event::SteppedBack { case } => {
-            format!("nobody decided case {case} in time: back to a throttle")
+            format!("nobody decided case {case} in time: locks and power-downs are lifted")
         }
         Event::Paged { case } => format!("somebody was paged for case {case}"),
     }

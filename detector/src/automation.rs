@@ -12,12 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use davy_decision::{
-    account::AccountId,
-    audit::{Actor, Entry},
-    case::Person,
-    dossier::Event,
-    fleet::Stop,
-    time::Time,
+    account::AccountId, audit::Actor, case::Person, dossier::Event, fleet::Stop, time::Time,
 };
 use davy_proto::v1::{self, automation_server::Automation};
 use tokio::sync::mpsc;
@@ -115,22 +110,14 @@ impl AutomationService {
     }
 }
 
-/// Whether an entry says what another reviewer found, or what came of it.
-fn is_withheld(entry: &Entry, under_review: &HashMap<AccountId, Time>) -> bool {
-    let account = entry.note.account.as_ref();
-    let since = account.and_then(|account| under_review.get(account));
-    if since.is_none_or(|since| entry.note.at < *since) {
-        return false;
-    }
-    // What the provider, the customer and time bring tells nothing of it.
-    !matches!(
-        serde_json::from_value(entry.note.event.clone()),
-        Ok(Event::FactsChanged
-            | Event::FactsFailed { .. }
-            | Event::EpisodeBegan { .. }
-            | Event::EpisodeEnded { .. }
-            | Event::CustomerSpoke { .. })
-    )
+/// From when on the log, or one account's part of it, is kept from a reader, and of which account they are to review the appeal.
+fn horizon<'a>(
+    under_review: &'a HashMap<AccountId, Time>,
+    account: Option<&AccountId>,
+) -> Option<(&'a AccountId, Time)> {
+    let all = under_review.iter().map(|(held, since)| (held, *since));
+    all.filter(|(held, _)| account.is_none_or(|account| account == *held))
+        .min_by_key(|(held, since)| (*since, *held))
 }
 
 fn account_of(text: Option<String>) -> Result<Option<AccountId>, Status> {
@@ -192,9 +179,8 @@ impl Automation for AutomationService {
         tokio::spawn(async move {
             loop {
                 let entries = service.entries(account.clone(), after, &reader).await;
-                let entries = match entries {
-                    Ok(entries) if entries.is_empty() => return,
-                    Ok(entries) => entries,
+                let (entries, end) = match entries {
+                    Ok(read) => read,
                     Err(error) => {
                         // A reader that has gone needs no error.
                         let _ = out.send(Err(error)).await;
@@ -204,6 +190,14 @@ impl Automation for AutomationService {
                 for entry in entries {
                     after = entry.number;
                     if out.send(Ok(entry)).await.is_err() {
+                        return;
+                    }
+                }
+                match end {
+                    End::Open => {}
+                    End::Reached => return,
+                    End::Kept(status) => {
+                        let _ = out.send(Err(status)).await;
                         return;
                     }
                 }
@@ -277,27 +271,56 @@ impl AutomationService {
         Ok((held, self.under_review(reader).await?))
     }
 
-    /// The next entries, as `reader` may see them.
+    /// The next entries that `reader` may see, and whether there may be more.
     async fn entries(
         &self,
         account: Option<AccountId>,
         after: u64,
         reader: &Person,
-    ) -> Result<Vec<v1::AuditEntry>, Status> {
-        let entries = self.desk.ledger.audit(account, after, ENTRIES).await;
-        let entries = entries.map_err(|error| failed(&error))?;
+    ) -> Result<(Vec<v1::AuditEntry>, End), Status> {
+        let entries = self
+            .desk
+            .ledger
+            .audit(account.clone(), after, ENTRIES)
+            .await;
+        let mut entries = entries.map_err(|error| failed(&error))?;
         // After the entries: an opinion that came in between is known to be under review.
         let under_review = self.under_review(reader).await?;
+        let horizon = horizon(&under_review, account.as_ref());
+        let read = entries.len();
+        if let Some((_, since)) = horizon {
+            let kept = entries.iter().position(|entry| entry.note.at >= since);
+            entries.truncate(kept.unwrap_or(read));
+        }
+        // Said at the end whether or not there is more: that there is none would tell, too.
+        let end = match horizon {
+            Some((account, since)) if entries.len() < read || read == 0 => {
+                End::Kept(Status::failed_precondition(format!(
+                    "entries from {since} on are kept from you until your own review of account {account}'s appeal is in"
+                )))
+            }
+            _ if read == 0 => End::Reached,
+            _ => End::Open,
+        };
         let shown = entries.into_iter().map(|entry| {
-            let withheld = is_withheld(&entry, &under_review);
             Ok(v1::AuditEntry {
                 number: entry.number,
-                note_json: (!withheld).then(|| json(&entry.note)).transpose()?,
+                note_json: json(&entry.note)?,
                 hash: entry.hash,
             })
         });
-        shown.collect()
+        Ok((shown.collect::<Result<_, Status>>()?, end))
     }
+}
+
+/// How a read of the audit log ends.
+enum End {
+    /// There may be more.
+    Open,
+    /// There is no more.
+    Reached,
+    /// The rest is kept from the reader.
+    Kept(Status),
 }
 
 fn on_the_wire(decision: &Decision) -> Result<v1::Decision, Status> {

@@ -40,7 +40,9 @@ pub struct Safeties {
 
 /// A step that reaches the customer.
 fn step(name: &str) -> Result<Step, Status> {
-    let found = Step::ALL.into_iter().find(|step| step.name() == name);
+    // With a hyphen, as people write it, too.
+    let plain = name.replace('-', "_");
+    let found = Step::ALL.into_iter().find(|step| step.name() == plain);
     match found {
         Some(step) if step.is_customer_facing() => Ok(step),
         Some(step) => Err(Status::invalid_argument(format!(

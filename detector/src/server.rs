@@ -161,6 +161,9 @@ impl Server {
             Some(dir) => read_settings(dir, davy_decision::settings::Settings::default())?,
             None => davy_decision::settings::Settings::default(),
         };
+        for (name, what) in settings.concerns() {
+            tracing::warn!("setting {name} is {what}");
+        }
         // The addresses first: a second detector started by mistake then says so, whatever its database.
         let (grpc, grpc_addr) = listen(config.listen, "--listen").await?;
         let (http, metrics_addr) = listen(config.metrics_listen, "--metrics-listen").await?;

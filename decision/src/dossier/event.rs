@@ -197,7 +197,7 @@ pub enum Refusal {
     #[error(transparent)]
     Action(#[from] TransitionError),
     /// A message that cannot be taken.
-    #[error("a message has a key and a text: give both, key and channel with at most 256 bytes")]
+    #[error("a message has a key, so that one that is told twice counts once: give it")]
     Message,
     /// An answer that cannot be taken.
     #[error("an answer is a text of at most 64 KiB: write one, or several")]

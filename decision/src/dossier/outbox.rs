@@ -84,7 +84,12 @@ impl Dossier {
                 _ => {}
             }
         }
-        if fleet.holds(&self.account) && !self.actions.iter().any(|action| self.is_felt(action)) {
+        // Budget that is free again would tell a reviewer what another's review did.
+        let sealed = self.sealed.is_some();
+        if fleet.holds(&self.account)
+            && !sealed
+            && !self.actions.iter().any(|action| self.is_felt(action))
+        {
             errands.push(Errand::FreeBudget);
         }
         errands
@@ -250,8 +255,7 @@ impl Dossier {
             Parcel::Action(key) => {
                 let action = self.actions.iter().find(|action| action.key == *key)?;
                 let verb = Verb::of(key.step, key.undo)?;
-                let case =
-                    (self.case.as_ref()).map_or_else(String::new, |case| case.id.to_string());
+                let case = action.case.to_string();
                 let automated = matches!(action.by, By::Automation { .. });
                 order(
                     &action.state,
@@ -331,6 +335,10 @@ impl Dossier {
             }
         };
         match state {
+            State::Done { .. } if matches!(before, State::Withheld { .. }) && !key.undo => {
+                let why = "it was stopped before it was known to have arrived";
+                events.extend(self.undo(key, why, None, at));
+            }
             State::Done { .. } if self.action(key)?.is_automated() => {
                 let action = self.action(key)?.clone();
                 if let Some(why) = self.appeared(&action, fleet, settings, at) {
@@ -344,6 +352,12 @@ impl Dossier {
                 let key = key.clone();
                 events.push(Event::ActionWithheld { key, why });
             }
+            // What people decided before the customer spoke does not leave any more.
+            State::Planned if self.spoken_against(key) => {
+                let (key, why) = (key.clone(), super::people::WROTE.to_owned());
+                self.action(&key)?.state.withhold(&key, at, why.clone())?;
+                events.push(Event::ActionWithheld { key, why });
+            }
             // Once, however often it is asked for.
             State::Refused { why, .. } if key.undo && !self.action(key)?.paged => {
                 self.action(key)?.paged = true;
@@ -352,6 +366,15 @@ impl Dossier {
             _ => {}
         }
         Ok(events)
+    }
+
+    /// Whether it is a measure that people decided before the customer spoke.
+    fn spoken_against(&self, key: &Key) -> bool {
+        let held = self.actions.iter().find(|action| action.key == *key);
+        held.is_some_and(|held| {
+            let by_people = matches!(held.by, By::Person { .. });
+            by_people && !key.undo && self.has_spoken_since(held.planned_at)
+        })
     }
 
     /// The customer was not answered after all: they wait again. Who is on call is told, and told again later if that is refused.
@@ -408,6 +431,7 @@ impl Dossier {
             conversation: self.conversation.as_ref(),
             fleet: &Fleet::default(),
             targets: &[],
+            episode: None,
         });
         let mut spoken = in_force(&looked);
         spoken.retain(|safety| match safety {
@@ -460,10 +484,11 @@ impl Dossier {
             },
             planned_at: at,
             ends_at: None,
-            statement: statement::of_undo(key.step, why, &by, &case),
+            statement: statement::of_undo(key.step, why, &by, &case, &action.statement),
             by,
             state: State::Planned,
             paged: false,
+            case,
             ..action.clone()
         };
         self.put(undo)

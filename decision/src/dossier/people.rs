@@ -14,6 +14,9 @@ use crate::{
 /// Longest message, bytes; of a customer's longer one the beginning is kept, and heard.
 pub const MESSAGE_BYTES_MAX: usize = 64 << 10;
 
+/// Why what people decided does not leave.
+pub(super) const WROTE: &str = "the customer wrote before it left";
+
 /// As much of a customer's text as is kept, and a word on it if that is not all.
 fn kept(text: &str) -> std::borrow::Cow<'_, str> {
     if text.len() <= MESSAGE_BYTES_MAX {
@@ -30,6 +33,20 @@ fn kept(text: &str) -> std::borrow::Cow<'_, str> {
     .into()
 }
 
+/// A name of at most 256 bytes: of a longer one the beginning, and a digest that tells it from others.
+fn short(name: &str) -> std::borrow::Cow<'_, str> {
+    const BYTES_MAX: usize = 256;
+    if name.len() <= BYTES_MAX {
+        return name.into();
+    }
+    let digest = crate::audit::sha256([name]);
+    let begin = (0..BYTES_MAX - digest.len())
+        .rev()
+        .find(|at| name.is_char_boundary(*at));
+    let begin = name.get(..begin.unwrap_or(0)).unwrap_or_default();
+    format!("{begin}#{digest}").into()
+}
+
 impl Dossier {
     /// The case that people work on, or have decided.
     pub(super) fn case_mut(&mut self) -> Result<&mut Case, Refusal> {
@@ -40,8 +57,11 @@ impl Dossier {
     /// The customer says something. Told twice under one key it counts once. From here on no automated action leaves until a person
     /// has decided.
     ///
+    /// Whoever writes is heard: of a text, a key or a channel that is too long the beginning is kept, and a message without any text (an
+    /// attachment alone) is one.
+    ///
     /// # Errors
-    /// If the text is empty, or the key, or one of key and channel is too long.
+    /// If there is no key: a message told twice could not be known.
     pub fn hear(
         &mut self,
         key: &str,
@@ -49,14 +69,17 @@ impl Dossier {
         text: &str,
         at: Time,
     ) -> Result<Vec<Event>, Refusal> {
+        if key.trim().is_empty() {
+            return Err(Refusal::Message);
+        }
+        let key = &*short(key);
         if self.message_keys.iter().any(|held| held == key) {
             return Ok(Vec::new());
         }
-        let fits = |text: &str, most: usize| !text.trim().is_empty() && text.len() <= most;
-        if !fits(key, 256) || channel.len() > 256 || text.trim().is_empty() {
-            return Err(Refusal::Message);
-        }
-        let text = kept(text);
+        let text = match text.trim() {
+            "" => "[The message has no text.]".into(),
+            _ => kept(text),
+        };
         let mut next = self.clone();
         let mut events = Vec::new();
         // What is said to a closed case opens a new one.
@@ -67,7 +90,7 @@ impl Dossier {
         events.extend(withheld);
         // A lock that was decided and had not left yet is appealed like one that did.
         let locked = next.is_locked() || late_lock;
-        let channel = channel.to_owned();
+        let channel = short(channel).into_owned();
         next.case_mut()?.say(
             Message {
                 at,
@@ -91,20 +114,26 @@ impl Dossier {
     /// What people decided and has not left yet does not leave once the customer has spoken: people decide again. Says whether a lock or
     /// power-down was among it.
     fn withhold_peoples(&mut self, at: Time) -> (Vec<Event>, bool) {
-        const WHY: &str = "the customer wrote before it left";
         let (mut events, mut locks) = (Vec::new(), false);
         for action in &mut self.actions {
             let key = &action.key;
             if key.undo || !matches!(action.by, By::Person { .. }) {
                 continue;
             }
-            if action.state.withhold(key, at, WHY.to_owned()).is_ok() {
+            if action.state.withhold(key, at, WROTE.to_owned()).is_ok() {
                 locks |= key.step > Step::Throttle;
-                let (key, why) = (key.clone(), WHY.to_owned());
+                let (key, why) = (key.clone(), WROTE.to_owned());
                 events.push(Event::ActionWithheld { key, why });
             }
         }
         (events, locks)
+    }
+
+    /// Whether the customer has spoken at `at` or later.
+    pub(super) fn has_spoken_since(&self, at: Time) -> bool {
+        let messages = self.case.iter().flat_map(|case| &case.messages);
+        let mut customers = messages.filter(|held| matches!(held.from, Speaker::Customer { .. }));
+        self.conversation.is_some() && customers.any(|held| held.at >= at)
     }
 
     /// A person takes the case up.
@@ -152,11 +181,13 @@ impl Dossier {
             },
             locked,
         )?;
+        let case = case.id.clone();
+        let text = statement::of_answer(text, self.episode.as_ref(), &case);
         let mut events = vec![Event::Answered {
-            case: case.id.clone(),
+            case,
             by: by.clone(),
         }];
-        let (by, text) = (Some(by.to_string()), statement::of_answer(text, &case.id));
+        let by = Some(by.to_string());
         events.extend(self.write(Recipient::Customer, text, by, at));
         Ok(events)
     }

@@ -117,10 +117,14 @@ impl Dossier {
         if !names.is_empty() {
             return Some(format!("in force: {}", names.join(", ")));
         }
-        if !self.case.as_ref().is_some_and(Case::is_open) {
-            return Some("no case is open in which people would see it".to_owned());
+        // The statement names the case of its plan.
+        let seen = |case: &Case| case.is_open() && case.id == action.case;
+        if !self.case.as_ref().is_some_and(seen) {
+            return Some("the case in which people would see it is not open".to_owned());
         }
-        let told = |notice: &Action| matches!(notice.state, State::Done { .. });
+        let told = |notice: &Action| {
+            matches!(notice.state, State::Done { .. }) && !self.is_undone(&notice.key)
+        };
         if action.key.step > Step::Notify && !self.notice_of(action).is_some_and(told) {
             return Some("the customer was not told".to_owned());
         }

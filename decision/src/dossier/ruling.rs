@@ -8,12 +8,13 @@ use crate::{
     account::DropletId,
     action::{Action, By, Key, Parcel, Recipient, State},
     case::{self, Case, Finding, Opinion, Person, Ruling},
+    episode::DropletEvidence,
     policy::Step,
     safety::{Allowed, Hold},
     settings::Settings,
     statement,
     text::Reason,
-    time::Time,
+    time::{Span, Time},
 };
 
 impl Dossier {
@@ -109,8 +110,25 @@ impl Dossier {
         if ruling == Ruling::Legitimate {
             events.extend(self.allow(by, at));
         }
+        let waited = self.conversation.is_some();
         (self.conversation, self.ruling) = (None, None);
-        events.extend(self.undo_all("a person looked at it and released your account", &by.0, at));
+        let undone = self.undo_all("a person looked at it and released your account", &by.0, at);
+        let told = |event: &Event| matches!(event, Event::ActionPlanned { .. });
+        // Whoever wrote hears of it, though there is nothing to undo.
+        let untold = (self.case.as_ref()).filter(|_| waited && !undone.iter().any(told));
+        let letter = untold.map(|case| {
+            let legitimate = ruling == Ruling::Legitimate;
+            statement::of_unlock(
+                legitimate,
+                self.episode.as_ref(),
+                &case.id,
+                settings.hold_ms,
+            )
+        });
+        events.extend(undone);
+        events.extend(
+            letter.and_then(|text| self.write(Recipient::Customer, text, Some(by.to_string()), at)),
+        );
         events
     }
 
@@ -179,7 +197,7 @@ impl Dossier {
         let acts_on_droplets = opinion.measure.is_some_and(|step| step != Step::Lock);
         if acts_on_droplets && self.suspects().is_empty() {
             return Err(
-                self.missing("droplet that mined: a throttle or power-down would act on nothing")
+                self.missing("droplet that mined, or may have: a throttle or power-down would act on nothing; a lock acts on the account")
             );
         }
         let case = self.case_mut()?.id.clone();
@@ -208,7 +226,7 @@ impl Dossier {
             ruling: Ruling::Denied,
             by: by.clone(),
         }];
-        self.ruling = case.measure();
+        (self.ruling, self.ruled_at) = (case.measure(), at);
         let people: Vec<_> = (case.opinions.iter())
             .map(|held| held.by.to_string())
             .collect();
@@ -247,7 +265,7 @@ impl Dossier {
         self.undo_each(harsher, &why, by, at)
     }
 
-    /// An action that people decided, unless the step is in effect already.
+    /// An action that people decided, unless the step is in effect already, or there is no case.
     fn act(
         &mut self,
         step: Step,
@@ -259,6 +277,7 @@ impl Dossier {
         if self.in_effect(step).is_some() {
             return None;
         }
+        let case = self.case.as_ref()?.id.clone();
         let same = |action: &&Action| {
             action.key.episode == self.episodes && action.key.step == step && !action.key.undo
         };
@@ -283,14 +302,24 @@ impl Dossier {
             statement,
             state: State::Planned,
             paged: false,
+            case,
         })
     }
 
-    /// Droplets that mined in this episode, or were acted on before, and are the account's as far as is known.
+    /// Droplets that mined in this episode, or were acted on before, and are the account's as far as is known; if there are none, those
+    /// that may have mined.
     fn suspects(&self) -> Vec<DropletId> {
-        let mined = self.episode.iter().flat_map(|episode| {
+        let mined = self.those_that(|droplet| droplet.mining.total_ms);
+        if mined.is_empty() {
+            return self.those_that(|droplet| droplet.suspect.total_ms);
+        }
+        mined
+    }
+
+    fn those_that(&self, show: fn(&DropletEvidence) -> Span) -> Vec<DropletId> {
+        let shown = self.episode.iter().flat_map(|episode| {
             (episode.droplets.iter())
-                .filter(|(_, droplet)| droplet.mining.total_ms > crate::time::Span::ZERO)
+                .filter(|(_, droplet)| show(droplet) > Span::ZERO)
                 .map(|(id, _)| id.clone())
         });
         let acted = (self.actions.iter())
@@ -300,7 +329,7 @@ impl Dossier {
             let inventory = self.facts.droplets.as_ref();
             inventory.is_none_or(|known| known.value.contains_key(droplet))
         };
-        let all: std::collections::BTreeSet<_> = mined.chain(acted).filter(own).collect();
+        let all: std::collections::BTreeSet<_> = shown.chain(acted).filter(own).collect();
         all.into_iter().collect()
     }
 
@@ -318,7 +347,9 @@ impl Dossier {
         let case = self.case_mut()?.id.clone();
         let suspects = self.suspects();
         if suspects.is_empty() {
-            return Err(self.missing("droplet that mined: there is nothing to throttle"));
+            return Err(
+                self.missing("droplet that mined, or may have: there is nothing to throttle")
+            );
         }
         let reasons = [reason.as_str()];
         let text = statement::of_people(Step::Throttle, &suspects, &reasons, &case, settings);
@@ -385,6 +416,9 @@ impl Dossier {
         let id = case.id.clone();
         if case.withdraw(by) {
             let by = by.clone();
+            if case.sealed.is_none() {
+                self.sealed = None;
+            }
             return Ok(vec![Event::OpinionWithdrawn { case: id, by }]);
         }
         let decided = matches!(case.state, case::State::Decided { .. });

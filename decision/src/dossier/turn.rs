@@ -4,7 +4,7 @@ use davy_evidence::Level;
 
 use super::{Dossier, Event, Gist, outbox::undone_by};
 use crate::{
-    action::{Action, Recipient, State},
+    action::{Action, Key, Recipient, State},
     decide::{Input, Plan, decide},
     fleet::Fleet,
     policy::{Policies, Step},
@@ -75,11 +75,12 @@ impl Dossier {
                 key.episode == self.episodes && key.step == step && automated && rests(action)
             })
         };
-        // Nobody is acted on who cannot be told: there is no use in planning it again and again.
+        // Nobody is acted on who cannot be told, or was told that the notice stands no more: there is no use in planning it again and
+        // again.
         let untold = (self.actions.iter()).any(|action| {
             let key = &action.key;
             (key.episode, key.step, key.undo) == (self.episodes, Step::Notify, false)
-                && matches!(action.state, State::Refused { .. })
+                && (matches!(action.state, State::Refused { .. }) || self.is_undone(key))
         });
         let mut steps = plan.steps.iter().filter(|step| **step > Step::CloserLook);
         steps.any(|step| !resting(*step) && (!untold || *step <= Step::Notify))
@@ -145,6 +146,7 @@ impl Dossier {
         if let Some(case) = &mut self.case {
             case.waiting_since = case.waiting_since.map(|since| since.min(at));
         }
+        self.ruled_at = self.ruled_at.min(at);
         let latest = at.after(settings.throttle_ms);
         for action in &mut self.actions {
             action.ends_at = action.ends_at.map(|end| end.min(latest));
@@ -178,9 +180,12 @@ impl Dossier {
             State::Refused { at: refused, .. } => at - *refused >= UNDO_AGAIN,
             _ => false,
         };
-        let ruled = |step: Step| self.ruling.is_some_and(|ruling| ruling >= step);
+        let overruled = |held: &Action| {
+            let ruled = self.ruling.is_some_and(|ruling| ruling >= held.key.step);
+            ruled && held.planned_at < self.ruled_at
+        };
         let again: Vec<_> = (self.actions.iter())
-            .filter(|held| held.key.undo && rested(&held.state) && !ruled(held.key.step))
+            .filter(|held| held.key.undo && rested(&held.state) && !overruled(held))
             .filter(|held| {
                 let undone = |action: &&Action| action.key == undone_by(&held.key);
                 (self.actions.iter())
@@ -266,15 +271,10 @@ impl Dossier {
             .collect()
     }
 
-    /// Back to a throttle: what locks is undone, a throttle stays. None is put in its place: the customer has spoken, and that keeps new
+    /// Back to a throttle at most: what locks is undone, a throttle stays. None is put in its place: the customer has spoken, and that keeps new
     /// measures away.
     fn step_back(&mut self, settings: &Settings, at: Time) -> Vec<Event> {
-        let mut events: Vec<_> = (self.case.as_ref())
-            .map(|case| Event::SteppedBack {
-                case: case.id.clone(),
-            })
-            .into_iter()
-            .collect();
+        let mut events = Vec::new();
         let why = format!(
             "you wrote to us, and no person decided within {}",
             settings.step_back_ms
@@ -291,36 +291,57 @@ impl Dossier {
                     .filter_map(|key| self.undo(key, &why, None, at)),
             );
         }
+        if let (Some(case), false) = (&self.case, events.is_empty()) {
+            let case = case.id.clone();
+            events.insert(0, Event::SteppedBack { case });
+        }
         events
     }
 
     /// What automation did does not outlast a safety that is the customer's own. That the customer wrote lifts nothing by itself: it
     /// keeps further actions away, and a lock steps back in time.
     fn heed_safeties(&mut self, settings: &Settings, at: Time) -> Vec<Event> {
-        let spoken = self.speaks_for(settings, at);
-        let Some(safety) = (spoken.iter()).find(|safety| **safety != Safety::OpenConversation)
-        else {
+        let Some((safety, keys)) = self.outlasting(settings, at) else {
             return Vec::new();
         };
-        let why = format!("{safety} is in force for the account");
-        let keys: Vec<_> = (self.actions.iter())
-            .filter(|action| action.is_automated() && self.is_felt(action))
-            .filter(|action| !self.undo_rests(action, at))
-            .map(|action| action.key.clone())
-            .collect();
+        let why = format!("since then, {}", safety.in_words());
         (keys.iter())
             .filter_map(|key| self.undo(key, &why, None, at))
             .collect()
     }
 
-    /// Whether facts are to be fetched now: an episode needs them, and they are missing, old, or could not be fetched a while ago.
+    /// What of automation's is to be undone now because of a safety of the customer's own, and which.
+    fn outlasting(&self, settings: &Settings, at: Time) -> Option<(Safety, Vec<Key>)> {
+        let keys: Vec<_> = (self.actions.iter())
+            .filter(|action| self.is_automations(action) && !self.undo_rests(action, at))
+            .map(|action| action.key.clone())
+            .collect();
+        if keys.is_empty() {
+            return None;
+        }
+        let mut spoken = self.speaks_for(settings, at).into_iter();
+        let safety = spoken.find(|safety| *safety != Safety::OpenConversation)?;
+        Some((safety, keys))
+    }
+
+    /// Whether it is automation's, the customer feels it, and nothing ends it yet.
+    fn is_automations(&self, action: &Action) -> bool {
+        action.is_automated() && self.is_felt(action) && !self.is_undone(&action.key)
+    }
+
+    /// Whether facts are to be fetched now: an episode needs them, or what automation did is felt, and they are missing, old, or could
+    /// not be fetched a while ago.
     #[must_use]
     pub fn wants_facts(&self, settings: &Settings, at: Time) -> bool {
         self.facts_due(settings).is_some_and(|due| due <= at)
     }
 
     fn facts_due(&self, settings: &Settings) -> Option<Time> {
-        self.episode.as_ref()?;
+        // While a review is kept from others the record is to tell nothing of what came of it, this neither.
+        let felt = self.actions.iter().any(|held| self.is_automations(held));
+        if self.episode.is_none() && !felt && self.sealed.is_none() {
+            return None;
+        }
         let Some(fetched) = self.fetched_at else {
             return Some(Time::default());
         };
@@ -409,6 +430,7 @@ impl Dossier {
             .chain(withheld)
             .filter(|due| *due > at)
             .chain(self.evidence_due(at))
+            .chain(self.outlasting(settings, at).map(|_| at))
             .chain(self.facts_due(settings).map(|due| due.max(at)))
             .min()
     }

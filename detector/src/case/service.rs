@@ -462,7 +462,7 @@ impl Cases for CasesService {
                 return Ok(());
             }
             let what = "somebody has given an opinion on it: give the second one instead";
-            Err(wrong(&case.id, "not without an opinion", what))
+            Err(wrong(&case.id, "proposed to be denied", what))
         })
         .await
     }

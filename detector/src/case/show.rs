@@ -189,6 +189,7 @@ fn droplets(episode: &Episode) -> Vec<v1::DropletReview> {
             last,
             mining,
             suspect,
+            own: _,
         } = droplet;
         std::cmp::Reverse((last.level, mining.total_ms, suspect.total_ms))
     });
@@ -200,6 +201,7 @@ fn droplet(held: &DropletEvidence) -> v1::DropletReview {
         last,
         mining,
         suspect,
+        own: _,
     } = held;
     v1::DropletReview {
         droplet: last.droplet.to_string(),
@@ -275,6 +277,7 @@ fn action(held: &Action) -> v1::ActionShown {
         statement,
         state,
         paged: _,
+        case: _,
     } = held;
     let why = match state {
         State::Refused { why, .. } | State::Withheld { why, .. } => Some(why.clone()),

@@ -78,6 +78,14 @@ impl World {
         let earlier = earlier
             .iter()
             .map(|(case, reason)| (case.as_str(), *reason));
+        // As of the calls: a review that is wanted comes before anything else but these.
+        let reviews = matches!(
+            event,
+            Event::Claim(_) | Event::Answer(_) | Event::Unlock(_) | Event::Opinion(_)
+        );
+        if !reviews {
+            dossier.may_act(&by).map_err(words)?;
+        }
         match event {
             Event::Claim(_) => dossier.claim(&by, act.take_over, at).map_err(words),
             Event::GiveBack(_) => dossier.give_back(&by).map_err(words),

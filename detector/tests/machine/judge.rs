@@ -107,6 +107,8 @@ pub(crate) struct Book {
     sent: BTreeSet<String>,
     /// The last release of each key.
     released: BTreeMap<String, Order>,
+    /// Keys of what was taken back.
+    withdrawn: BTreeSet<String>,
     /// Automated steps that were done: account, episode and step, whatever their keys.
     steps: BTreeSet<(String, String, String)>,
     pub(crate) stands: BTreeMap<String, Stands>,
@@ -128,6 +130,7 @@ impl Book {
         if let Some(undone) = order.key.strip_suffix("/undo") {
             self.seen.undone += 1;
             self.stands.remove(undone);
+            self.withdrawn.insert(undone.to_owned());
             return;
         }
         if order.is_automated_step() {
@@ -150,12 +153,17 @@ impl Book {
         }
     }
 
-    /// Whether the notice of an order's episode was done.
+    /// Whether the notice of an order's episode was done, and not taken back.
     fn was_told(&self, order: &Order) -> bool {
         let mut parts = order.key.split('/').map(str::to_owned);
         let mut part = || parts.next().unwrap();
-        let notice = (part(), part(), "notify".to_owned());
-        self.steps.contains(&notice)
+        let (account, episode) = (part(), part());
+        let withdrawn = self
+            .withdrawn
+            .contains(&format!("{account}/{episode}/notify/0"));
+        self.steps
+            .contains(&(account, episode, "notify".to_owned()))
+            && !withdrawn
     }
 
     /// What is wrong with a person's measure that leaves after the customer spoke of it.
@@ -164,8 +172,7 @@ impl Book {
         let name = order.account.as_str();
         let measured = *self.measured.get(name)?;
         let talks = oracle.said(name).talks_since?;
-        let wrong =
-            measures && !order.automated && talks > measured && !self.sent.contains(&order.key);
+        let wrong = measures && !order.automated && talks > measured;
         wrong.then(|| {
             format!(
                 "{} leaves, and the customer spoke after it was decided",

@@ -92,6 +92,8 @@ pub enum Bend {
     NeverUndone,
     /// What people decided leaves, though the customer wrote before it did.
     WordUnheard,
+    /// What people decided leaves again when it turns out that it never arrived, though the customer wrote meanwhile.
+    DoubtUnheard,
     /// What is harsher than two people's ruling is not undone with it.
     HarsherStands,
     /// The case is lost, and with it what people could undo.

@@ -384,6 +384,12 @@ impl Protocol {
             if self.bent(Bend::PageLost) {
                 dossier.letters.clear();
             }
+            if self.bent(Bend::DoubtUnheard) && said == Said::NeverSeen && !name.undo {
+                let own = |held: &&mut Planned| Parcel::Action(held.key.clone()) == parcel;
+                for action in dossier.actions.iter_mut().filter(own) {
+                    action.state = State::Planned;
+                }
+            }
             Ok::<_, Refusal>(events)
         })?;
         if said != Said::Nothing {

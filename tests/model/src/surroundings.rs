@@ -139,12 +139,17 @@ impl Protocol {
         world.now += 1;
         let at = self.time(world.now);
         let refresh = at - before >= Span::hours(1);
+        // Over days there was quiet between: what is seen then is another episode.
+        let from = match at - before > Span::days(2) {
+            true => at.before(Span::minutes(40)),
+            false => before,
+        };
         for n in 0..self.config.accounts {
             let flag = *world.flags.get(usize::from(n))?;
             let shows = world.shows.get(usize::from(n))?.clone();
             let of = at.after(Span::ms(flag.into()));
             Self::change(world, n, |dossier, _| {
-                self.observe(dossier, n, &shows, (before, at));
+                self.observe(dossier, n, &shows, (from, at));
                 if refresh {
                     dossier.inform(self.facts(n, flag, of), at)?;
                 }

@@ -376,6 +376,7 @@ fn print_dossier(dossier: &Dossier, h: &mut impl Hasher) {
         holds,
         conversation,
         ruling,
+        ruled_at,
         // Numbers only.
         decisions: _,
         gist,
@@ -387,11 +388,11 @@ fn print_dossier(dossier: &Dossier, h: &mut impl Hasher) {
         letters_written: _,
         letters,
         message_keys,
-        // What reviewers see is not modelled.
-        sealed: _,
+        // What reviewers see is not modelled; that budget is not given back meanwhile is.
+        sealed,
     } = dossier;
     (account, fetch_failed, episodes, allowed.is_some(), cases).hash(h);
-    (ruling, message_keys.len()).hash(h);
+    (ruling, ruled_at, message_keys.len(), sealed.is_some()).hash(h);
     // How they are delivered is not modelled; that somebody was paged is looked at.
     let pages = letters
         .iter()
@@ -490,8 +491,10 @@ fn print_action(action: &Action, h: &mut impl Hasher) {
         statement,
         state,
         paged,
+        case,
     } = action;
     (
+        case,
         key,
         targets,
         planned_at,

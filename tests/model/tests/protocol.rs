@@ -16,7 +16,7 @@ use davy_test_model::{Bend, Bounds, Config, Protocol, say};
 use stateright::{Checker, Model};
 
 /// Most states of one exploration: a bound that is reached is a failure, not a pass.
-const STATES_MAX: usize = 6_000_000;
+const STATES_MAX: usize = 20_000_000;
 
 /// Each exploration has the machine to itself: it takes two threads.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
@@ -174,6 +174,36 @@ fn people() -> Config {
     }
 }
 
+/// An unlock, and episodes that begin while its hold lasts and after it.
+fn unlocked() -> Config {
+    const DAY: u64 = 86_400;
+    Config {
+        times: seconds(&[0, 10 * DAY, 32 * DAY]),
+        bounds: Bounds {
+            messages: 1,
+            unlocks: 1,
+            ..Bounds::default()
+        },
+        ..people()
+    }
+}
+
+/// What people decide, the customer writes, and the network loses: an order of people's is in doubt.
+fn ruled_in_doubt() -> Config {
+    Config {
+        replicas: 1,
+        times: seconds(&[0, 90, 8_000]),
+        bounds: Bounds {
+            messages: 1,
+            denials: 2,
+            silences: 1,
+            queries: 1,
+            ..Bounds::default()
+        },
+        ..network()
+    }
+}
+
 /// What people deny with, and that a text is copied.
 fn copying() -> Config {
     Config {
@@ -316,6 +346,14 @@ holds! {
         "denied by two people",
         "ruled, and at rest",
     ];
+    whatever_begins_while_a_hold_lasts: unlocked, ["throttled", "powered down", "undone"];
+    whatever_is_said_while_a_ruling_is_in_doubt: ruled_in_doubt, [
+        "locked",
+        "denied by two people",
+        "stepped back",
+        "a doubt resolved as done",
+        "released again",
+    ];
     whatever_is_copied: copying, ["locked", "denied by two people", "a copied text refused"];
     whatever_is_taken_back: taking_back, ["throttled", "undone", "locked", "denied by two people"];
 }
@@ -343,12 +381,13 @@ noticed! {
     a_release_without_a_fresh_look_is_noticed: StaleLook, looks, "1: no release with a safety in force";
     old_facts_that_pass_for_fresh_ones_are_noticed: OldFactsTaken, looks, "2: no release on unknown or old facts";
     one_class_that_passes_for_two_is_noticed: OneClassTaken, evidence, "3: no release without two fresh classes";
-    a_hold_that_is_forgotten_is_noticed: ForgottenHold, people, "4: no release before a hold ends";
+    a_hold_that_is_forgotten_is_noticed: ForgottenHold, unlocked, "4: no release before a hold ends";
     one_person_with_two_names_is_noticed: OnePersonTwice, people, "5: two people deny";
     a_copied_text_is_noticed: CopiesTaken, copying, "5: no copied text denies";
     a_statement_that_is_lost_is_noticed: StatementLost, looks, "6: an open case and a statement";
     a_decision_that_is_not_kept_is_noticed: DecisionNotKept, looks, "6: a decision that is kept";
     a_persons_step_over_an_unanswered_word_is_noticed: WordUnheard, people, "5: no step of people's over an unanswered word";
+    a_ruling_in_doubt_over_an_unanswered_word_is_noticed: DoubtUnheard, ruled_in_doubt, "5: no step of people's over an unanswered word";
     what_is_harsher_than_a_ruling_is_noticed: HarsherStands, people, "5: nothing harsher than a ruling stands";
     a_case_that_is_lost_is_noticed: CaseLost, looks, "6: every automated action is undone in one step";
     a_page_that_is_lost_is_noticed: PageLost, refusals, "6: an undoing that is refused pages";
