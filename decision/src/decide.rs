@@ -59,7 +59,7 @@ pub struct Input {
     /// Steps that were taken in this episode, or are under way.
     #[serde(default)]
     pub taken: Vec<Step>,
-    /// The account is throttled now, by this episode's action.
+    /// The account is throttled now, or may be: whoever asked for it, in whichever episode.
     #[serde(default)]
     pub throttled: bool,
     /// What a person decided for this account before.

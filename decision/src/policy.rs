@@ -118,7 +118,7 @@ pub struct Situation<'a> {
     pub burst_mining_percent: u64,
     /// For how long each of those did at least.
     pub burst_mining_seconds: u64,
-    /// The account is throttled now by this episode's action.
+    /// The account is throttled now, or may be: whoever asked for it, in whichever episode.
     pub throttled: bool,
     /// What a person decided before.
     pub ruling: Option<Step>,

@@ -291,6 +291,18 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_speaks_less_for_customers_than_the_design_is_told_and_what_speaks_more_is_not() {
+        assert_eq!(Settings::default().concerns(), []);
+        let kinder = "hold_ms = 7776000000\nlong_standing_ms = 86400000\nbudget_per_hour = 1";
+        assert_eq!(Settings::of_toml(kinder).unwrap().concerns(), []);
+        let harsher = Settings::of_toml("hold_ms = 1000\nbudget_fleet_per_mille = 500").unwrap();
+        let told = harsher.concerns();
+        let names: Vec<_> = told.iter().map(|(name, _)| *name).collect();
+        assert_eq!(names, ["hold_ms", "budget_fleet_per_mille"]);
+        assert!(told[0].1.starts_with("1 s instead of 30 d: "), "{told:?}");
+    }
+
+    #[test]
     fn the_defaults_are_in_range_and_no_hold_is_not() {
         assert_eq!(Settings::default().check(), Ok(()));
         let without = Settings {

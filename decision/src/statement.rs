@@ -122,29 +122,24 @@ pub fn of_people(
     )
 }
 
-/// What was seen in an episode so far.
+/// What was seen in an episode so far, on droplets that are known to be the account's: another one's are not for this customer to read.
 fn seen(episode: Option<&Episode>) -> String {
-    let names = |shows: fn(&DropletEvidence) -> Span| {
+    let longest = |shows: fn(&DropletEvidence) -> Span| {
         let droplets = episode.iter().flat_map(|episode| &episode.droplets);
-        let shown = droplets.filter(|(_, droplet)| shows(droplet) > Span::ZERO);
-        let names: Vec<_> = shown.map(|(id, _)| id.as_str()).collect();
-        names.join(", ")
+        let shown = droplets.filter(|(_, held)| held.own && shows(held) > Span::ZERO);
+        let (names, spans): (Vec<_>, Vec<_>) =
+            (shown.map(|(id, held)| (id.as_str(), shows(held)))).unzip();
+        Some((names.join(", "), spans.into_iter().max()?))
     };
-    match episode {
-        Some(episode) if episode.mining.total_ms > Span::ZERO => format!(
-            "since {}, computing like a miner for {} in all, on {}",
-            episode.since,
-            episode.mining.total_ms,
-            names(|droplet| droplet.mining.total_ms)
-        ),
-        Some(episode) if episode.suspect.total_ms > Span::ZERO => format!(
-            "since {}, computing in a way of which only a person can tell what it is, for {} in all, on {}",
-            episode.since,
-            episode.suspect.total_ms,
-            names(|droplet| droplet.suspect.total_ms)
-        ),
-        _ => "nothing that speaks against your account".to_owned(),
+    if let Some((names, span)) = longest(|held| held.mining.total_ms) {
+        return format!("these droplets computed like a miner, for up to {span}: {names}");
     }
+    if let Some((names, span)) = longest(|held| held.suspect.total_ms) {
+        return format!(
+            "of what these droplets compute only a person can tell what it is, for up to {span}: {names}"
+        );
+    }
+    "nothing on droplets that are known to be yours".to_owned()
 }
 
 /// That an action is taken back, and by whom; `statement`: what was said when it was done.
@@ -373,7 +368,7 @@ mod tests {
             &[
                 "We are done here.",
                 "A person wrote this",
-                "What was seen so far: nothing that speaks against",
+                "What was seen so far: nothing on droplets that are known to be yours",
                 "Which rule applied",
             ],
         );
@@ -387,6 +382,28 @@ mod tests {
                 "for 30 d",
             ],
         );
+    }
+
+    #[test]
+    fn a_letter_names_no_droplet_that_is_not_known_to_be_the_customers() {
+        let sighting = |droplet: &str, to: u64| crate::episode::Sighting {
+            droplet: droplet.try_into().unwrap(),
+            host: "h1".to_owned(),
+            from: END,
+            to: END.after(Span::minutes(to)),
+            level: davy_evidence::Level::Suspect,
+            classes: crate::episode::Classes::default(),
+            cpu_percent: 100,
+            neighbours_wait_percent: None,
+            reasons: Vec::new(),
+        };
+        let mut episode = Episode::begin(1, sighting("another-ones", 60));
+        episode.add(sighting("d-1", 5));
+        let said = |episode: &Episode| of_answer("Hello.", Some(episode), &case());
+        assert!(said(&episode).contains("nothing on droplets that are known"));
+        episode.recognise([&"d-1".try_into().unwrap()]);
+        says(&said(&episode), &["for up to 5 min: d-1"]);
+        assert!(!said(&episode).contains("another-ones"));
     }
 
     #[test]

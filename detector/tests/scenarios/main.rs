@@ -53,7 +53,7 @@ fn scenarios() -> Vec<(String, String)> {
 
 /// Scenarios that are never to go: the incident as it was and as sensors that err would have it, and what a policy for miners has to tell
 /// from miners, or to do with them.
-const ALWAYS: [&str; 19] = [
+const ALWAYS: [&str; 21] = [
     "incident-2019-load",
     "incident-2019-falsely-mining",
     "miner-new-unpaid",
@@ -73,6 +73,8 @@ const ALWAYS: [&str; 19] = [
     "budget-exhausted",
     "shared-ssh-key",
     "two-who-are-one",
+    "another-accounts-evidence",
+    "flag-after-the-episode",
 ];
 
 fn play(name: &str, text: &str) -> World {
