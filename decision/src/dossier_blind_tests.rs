@@ -207,12 +207,16 @@ fn an_opinion_that_waits_for_a_second_one_is_withdrawn_and_nothing_else_is_touch
 fn a_review_that_denies_is_withdrawn_without_the_lock() {
     let mut world = appealed();
     denies(&mut world, "cid", Step::Lock, THREE, 42).unwrap();
+    world.dossier.may_act(&person("dot")).unwrap_err();
     let settings = world.settings.clone();
     world
         .dossier
         .take_back(&person("cid"), &settings, minute(43))
         .unwrap();
     assert!(world.dossier.is_locked());
+    // No review is in any more that anybody would have to be kept from.
+    world.dossier.may_act(&person("dot")).unwrap();
+    assert_eq!(world.dossier.sealed, None);
     denies(&mut world, "dot", Step::Lock, FOUR, 44).unwrap();
     assert!(
         world.dossier.case.as_ref().unwrap().is_open(),
@@ -262,4 +266,18 @@ fn anybody_unlocks_a_denied_account_at_any_time_with_hold_and_flag() {
         .unlock(&person("eve"), false, None, [], settings, minute(60))
         .unwrap();
     assert!(!dossier.is_locked());
+}
+
+#[test]
+fn budget_is_given_back_with_the_second_review_and_not_before() {
+    let mut world = appealed();
+    unlocks(&mut world, "cid", THREE, 42);
+    all_leave(&mut world, 43);
+    let free = |world: &World| {
+        let errands = world.dossier.errands(&world.fleet, minute(44));
+        errands.contains(&Errand::FreeBudget)
+    };
+    assert!(world.fleet.holds(&world.dossier.account) && !free(&world));
+    unlocks(&mut world, "dot", FOUR, 44);
+    assert!(free(&world));
 }
