@@ -71,7 +71,7 @@ fn time_on_a_droplet_of_the_accounts_that_is_deleted_since_counts() {
     let settings = world.settings.clone();
     let mut both = facts(minute(1));
     let inventory = &mut both.droplets.as_mut().unwrap().value;
-    let droplet = inventory.values().next().unwrap().clone();
+    let droplet = *inventory.values().next().unwrap();
     inventory.insert("d0".try_into().unwrap(), droplet);
     world.dossier.observe(sighted("d0", 0, 60), &settings);
     world.dossier.inform(both, minute(61)).unwrap();

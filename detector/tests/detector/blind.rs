@@ -10,6 +10,37 @@ use crate::support::*;
 /// Whom the first review is kept from: a person who is to review, and a program, whose answers may reach anybody.
 const READERS: [&str; 2] = ["dan", "billing"];
 
+impl World {
+    /// The whole log.
+    pub(crate) async fn audit(&self, token: &str) -> Vec<v1::AuditEntry> {
+        let (entries, end) = self.audit_from(token, None, 0).await;
+        assert!(end.is_none(), "{end:?}");
+        entries
+    }
+
+    /// The log from after `after`, and what ends it, if it is not the end.
+    pub(crate) async fn audit_from(
+        &self,
+        token: &str,
+        account: Option<&str>,
+        after: u64,
+    ) -> (Vec<v1::AuditEntry>, Option<Status>) {
+        let account = account.map(str::to_owned);
+        let request = by(token, v1::ReadAuditRequest { account, after });
+        let mut stream = (self.automation().await.read_audit(request).await)
+            .unwrap()
+            .into_inner();
+        let mut entries = Vec::new();
+        loop {
+            match stream.message().await {
+                Ok(Some(entry)) => entries.push(entry),
+                Ok(None) => return (entries, None),
+                Err(status) => return (entries, Some(status)),
+            }
+        }
+    }
+}
+
 /// As text, without what differs between any two runs: times, and how long ago they are.
 fn told(answer: &impl std::fmt::Debug) -> String {
     let text = format!("{answer:?}");

@@ -245,35 +245,6 @@ impl World {
             .into_inner()
     }
 
-    /// The whole log.
-    pub(crate) async fn audit(&self, token: &str) -> Vec<v1::AuditEntry> {
-        let (entries, end) = self.audit_from(token, None, 0).await;
-        assert!(end.is_none(), "{end:?}");
-        entries
-    }
-
-    /// The log from after `after`, and what ends it, if it is not the end.
-    pub(crate) async fn audit_from(
-        &self,
-        token: &str,
-        account: Option<&str>,
-        after: u64,
-    ) -> (Vec<v1::AuditEntry>, Option<Status>) {
-        let account = account.map(str::to_owned);
-        let request = by(token, v1::ReadAuditRequest { account, after });
-        let mut stream = (self.automation().await.read_audit(request).await)
-            .unwrap()
-            .into_inner();
-        let mut entries = Vec::new();
-        loop {
-            match stream.message().await {
-                Ok(Some(entry)) => entries.push(entry),
-                Ok(None) => return (entries, None),
-                Err(status) => return (entries, Some(status)),
-            }
-        }
-    }
-
     /// Locked by ann and bob, and appealed by the customer.
     pub(crate) async fn appealed() -> Self {
         let world = Self::start().await;
