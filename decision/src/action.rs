@@ -150,8 +150,9 @@ pub struct Action {
     /// Whether somebody was paged because it takes too long.
     #[serde(default)]
     pub paged: bool,
-    /// The case in which people see it.
-    pub case: CaseId,
+    /// The case that its statement names.
+    #[serde(default)]
+    pub case: Option<CaseId>,
 }
 
 /// To whom a letter goes.
@@ -417,10 +418,7 @@ mod tests {
             statement: String::new(),
             state: State::Planned,
             paged: false,
-            case: CaseId {
-                account: "acct-1".try_into().unwrap(),
-                number: 1,
-            },
+            case: None,
         }
     }
 

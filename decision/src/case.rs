@@ -442,10 +442,9 @@ impl Case {
             self.opinions.retain(|held| !own(held));
         }
         let withdrawn = self.opinions.len() < given;
-        // Without a review there is nothing to keep from the others: nothing came of a denial that waited for a second one.
-        let past = self.past.len();
-        if withdrawn && self.opinions.is_empty() {
-            self.sealed.take_if(|seal| past <= seal.past);
+        // Without a review there is nothing in it to keep from the others: nothing came of a denial that waited for a second one.
+        if let Some(seal) = &mut self.sealed {
+            seal.withdrawn |= withdrawn && self.opinions.is_empty() && self.past.len() <= seal.past;
         }
         withdrawn
     }

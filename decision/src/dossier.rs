@@ -182,7 +182,7 @@ impl Dossier {
     /// Takes what a window said of one of its droplets.
     pub fn observe(&mut self, sighting: Sighting, settings: &Settings) -> Vec<Event> {
         let mut events = self.end_episode(sighting.from, settings);
-        let id = sighting.droplet.clone();
+        let (id, from) = (sighting.droplet.clone(), sighting.from);
         match &mut self.episode {
             Some(episode) => episode.add(sighting),
             None if sighting.level > davy_evidence::Level::Quiet => {
@@ -195,7 +195,12 @@ impl Dossier {
             None => {}
         }
         if let (Some(episode), Some(known)) = (&mut self.episode, &self.facts.droplets) {
-            episode.recognise([&id].into_iter().filter(|id| known.value.contains_key(id)));
+            match known.value.contains_key(&id) {
+                true => episode.recognise([&id]),
+                // It goes on after it has left the inventory: it was not deleted.
+                false if from > known.as_of => episode.estrange(&id),
+                false => {}
+            }
         }
         events
     }
@@ -365,7 +370,7 @@ impl Dossier {
                         ),
                         state: State::Planned,
                         paged: false,
-                        case,
+                        case: Some(case),
                     };
                     events.extend(self.put(action));
                 }

@@ -217,6 +217,27 @@ fn a_review_that_denies_is_withdrawn_without_the_lock() {
     // No review is in any more that anybody would have to be kept from.
     world.dossier.may_act(&person("dot")).unwrap();
     assert_eq!(world.dossier.sealed, None);
+    let case = world.dossier.case.clone().unwrap();
+    assert_eq!(case.seen_by(&person("dot")).state, case.state);
+    // What it was, the log keeps back still, also after another one is in.
+    assert_eq!(case.hidden_since(&person("dot")), Some(minute(42)));
+    denies(
+        &mut world,
+        "eve",
+        Step::Lock,
+        "Nobody could say why a mail server would hash so much all night, and it never paused",
+        44,
+    )
+    .unwrap();
+    let case = world.dossier.case.clone().unwrap();
+    assert_eq!(case.hidden_since(&person("dot")), Some(minute(42)));
+    assert!(case.is_kept_from(&person("dot")));
+    assert!(
+        world
+            .dossier
+            .take_back(&person("eve"), &settings, minute(44))
+            .is_ok()
+    );
     denies(&mut world, "dot", Step::Lock, FOUR, 44).unwrap();
     assert!(
         world.dossier.case.as_ref().unwrap().is_open(),

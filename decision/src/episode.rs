@@ -96,7 +96,7 @@ pub struct DropletEvidence {
     pub mining: Covered,
     /// Time at least `suspect`.
     pub suspect: Covered,
-    /// Whether it has been in the account's inventory during the episode.
+    /// Whether it has been in the account's inventory during the episode, and did not compute on after it had left it.
     #[serde(default)]
     pub own: bool,
 }
@@ -190,7 +190,15 @@ impl Episode {
         }
     }
 
-    /// Droplets that showed evidence and were never in the account's inventory: what they did may be another account's doing.
+    /// Notes that a droplet is not in the account's inventory, and computes on.
+    pub fn estrange(&mut self, id: &DropletId) {
+        if let Some(droplet) = self.droplets.get_mut(id) {
+            droplet.own = false;
+        }
+    }
+
+    /// Droplets that showed evidence and were never in the account's inventory, or computed on after they had left it: what they did may
+    /// be another account's doing.
     pub fn strangers(&self) -> impl Iterator<Item = &DropletId> {
         let strange = |(_, droplet): &(_, &DropletEvidence)| droplet.is_strange();
         self.droplets.iter().filter(strange).map(|(id, _)| id)

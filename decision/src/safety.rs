@@ -320,7 +320,7 @@ fn unknown_standing(ground: &Ground<'_>) -> (bool, String) {
         let strangers = strangers.filter(|droplet| !ground.targets.contains(droplet));
         unknown.extend(strangers.filter(foreign).map(|droplet| {
             format!(
-                "droplet {droplet} showed evidence in this episode, but never was in the account's inventory"
+                "droplet {droplet} showed evidence in this episode while it was not in the account's inventory"
             )
         }));
     }

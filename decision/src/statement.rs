@@ -99,7 +99,7 @@ pub fn of_people(
             .to_owned()
     } else {
         format!(
-            "a person may cap the CPU of droplets that compute like a miner, for {}; it ends by itself unless a person extends it",
+            "a person may cap the CPU of droplets that compute like a miner, or may do so, for {}; it ends by itself unless a person extends it",
             settings.throttle_ms
         )
     };
@@ -123,7 +123,9 @@ pub fn of_people(
 }
 
 /// What was seen in an episode so far, on droplets that are known to be the account's: another one's are not for this customer to read.
-fn seen(episode: Option<&Episode>) -> String {
+/// None: nothing was.
+#[must_use]
+pub fn seen(episode: Option<&Episode>) -> Option<String> {
     let longest = |shows: fn(&DropletEvidence) -> Span| {
         let droplets = episode.iter().flat_map(|episode| &episode.droplets);
         let shown = droplets.filter(|(_, held)| held.own && shows(held) > Span::ZERO);
@@ -132,14 +134,14 @@ fn seen(episode: Option<&Episode>) -> String {
         Some((names.join(", "), spans.into_iter().max()?))
     };
     if let Some((names, span)) = longest(|held| held.mining.total_ms) {
-        return format!("these droplets computed like a miner, for up to {span}: {names}");
+        return Some(format!(
+            "these droplets computed like a miner, for up to {span}: {names}"
+        ));
     }
-    if let Some((names, span)) = longest(|held| held.suspect.total_ms) {
-        return format!(
-            "of what these droplets compute only a person can tell what it is, for up to {span}: {names}"
-        );
-    }
-    "nothing on droplets that are known to be yours".to_owned()
+    let (names, span) = longest(|held| held.suspect.total_ms)?;
+    Some(format!(
+        "of what these droplets compute only a person can tell what it is, for up to {span}: {names}"
+    ))
 }
 
 /// That an action is taken back, and by whom; `statement`: what was said when it was done.
@@ -175,28 +177,26 @@ pub fn of_undo(step: Step, why: &str, by: &By, case: &CaseId, statement: &str) -
 
 /// That a person released the account, on which nothing was to be undone.
 #[must_use]
-pub fn of_unlock(legitimate: bool, episode: Option<&Episode>, case: &CaseId, hold: Span) -> String {
+pub fn of_unlock(legitimate: bool, seen: &str, case: &CaseId, hold: Span) -> String {
     let allowed = if legitimate {
         ", and it may use as much CPU as it likes"
     } else {
         ""
     };
     format!(
-        "A person looked at your case: nothing is held against your account{allowed}. A person decided this, not Davy.\n\nWhat was \
-         seen: {}.\n\nWhich rule applied: one person's word releases an account; nothing is done automatically for {hold} from now.\n\nIf \
-         you have more to say, answer this message (case {case}); a person reads it.",
-        seen(episode)
+        "A person looked at your case: how your droplets compute is not held against your account{allowed}. A person decided this; it \
+         was not automated.\n\nWhat was seen: {seen}.\n\nWhich rule applied: one person's word releases an account; nothing is done automatically for {hold} from now.\n\nIf \
+         you have more to say, answer this message (case {case}); a person reads it."
     )
 }
 
 /// A person's answer. Whatever it says, it names the case, and the way back.
 #[must_use]
-pub fn of_answer(text: &str, episode: Option<&Episode>, case: &CaseId) -> String {
+pub fn of_answer(text: &str, seen: &str, case: &CaseId) -> String {
     format!(
-        "{}\n\nA person wrote this; it is about case {case}. What was seen so far: {}. Which rule applied: what was seen is for a person \
+        "{}\n\nA person wrote this; it is about case {case}. What was seen so far: {seen}. Which rule applied: what was seen is for a person \
          to judge, and this message decides nothing. You can answer this message at any time; a person reads it.",
-        text.trim_end(),
-        seen(episode)
+        text.trim_end()
     )
 }
 
@@ -364,16 +364,16 @@ mod tests {
             );
         }
         says(
-            &of_answer("We are done here.", None, &case()),
+            &of_answer("We are done here.", "nothing new", &case()),
             &[
                 "We are done here.",
                 "A person wrote this",
-                "What was seen so far: nothing on droplets that are known to be yours",
+                "What was seen so far: nothing new",
                 "Which rule applied",
             ],
         );
         says(
-            &of_unlock(true, None, &case(), Span::days(30)),
+            &of_unlock(true, "nothing new", &case(), Span::days(30)),
             &[
                 "What was seen: nothing",
                 "Which rule applied",
@@ -399,11 +399,11 @@ mod tests {
         };
         let mut episode = Episode::begin(1, sighting("another-ones", 60));
         episode.add(sighting("d-1", 5));
-        let said = |episode: &Episode| of_answer("Hello.", Some(episode), &case());
-        assert!(said(&episode).contains("nothing on droplets that are known"));
+        let said = |episode: &Episode| seen(Some(episode));
+        assert_eq!(said(&episode), None);
         episode.recognise([&"d-1".try_into().unwrap()]);
-        says(&said(&episode), &["for up to 5 min: d-1"]);
-        assert!(!said(&episode).contains("another-ones"));
+        let said = said(&episode).unwrap();
+        assert!(said.ends_with("for up to 5 min: d-1"), "{said}");
     }
 
     #[test]

@@ -28,6 +28,9 @@ pub struct Seal {
     pub locked: bool,
     /// How many opinions stood for nothing any more.
     pub past: usize,
+    /// Whether that review was withdrawn: there is nothing to keep back but that, in the log.
+    #[serde(default)]
+    pub withdrawn: bool,
 }
 
 impl Case {
@@ -40,10 +43,13 @@ impl Case {
     /// Seals the case as it stands into it, before the first review goes in at `at`; `locked`: a lock or power-down is in effect. Says
     /// whether it did.
     pub(crate) fn seal(&mut self, locked: bool, at: Time) -> bool {
-        let first = self.takes_reviews() && self.sealed.is_none();
+        let withdrawn = self.sealed.as_ref().filter(|seal| seal.withdrawn);
+        let since = withdrawn.map_or(at, |seal| seal.since);
+        let first = self.takes_reviews() && (self.sealed.is_none() || withdrawn.is_some());
         if first {
             self.sealed = Some(Seal {
-                since: at,
+                withdrawn: false,
+                since,
                 state: self.state.clone(),
                 waiting_since: self.waiting_since,
                 paged: self.paged,
@@ -145,7 +151,7 @@ impl Case {
         self.takes_reviews() && !self.opinions.iter().any(|held| held.by == *person)
     }
 
-    /// Since when there is something in it that `person` may not see.
+    /// Since when the log may have something of it that `person` may not see.
     #[must_use]
     pub fn hidden_since(&self, person: &Person) -> Option<Time> {
         let seal = self.sealed.as_ref()?;
@@ -155,14 +161,15 @@ impl Case {
     /// Whether there is something in it that `person` may not see.
     #[must_use]
     pub fn is_kept_from(&self, person: &Person) -> bool {
-        self.hidden_since(person).is_some()
+        let stands = self.sealed.as_ref().is_some_and(|seal| !seal.withdrawn);
+        stands && self.wants_review_of(person)
     }
 
     /// Whether a lock or power-down is in effect as far as `person` may see; `locked`: whether one is.
     #[must_use]
     pub fn seems_locked(&self, person: &Person, locked: bool) -> bool {
         match &self.sealed {
-            Some(seal) if self.wants_review_of(person) => seal.locked,
+            Some(seal) if self.is_kept_from(person) => seal.locked,
             _ => locked,
         }
     }
@@ -172,7 +179,7 @@ impl Case {
     #[must_use]
     pub fn seen_by(&self, person: &Person) -> Self {
         let mut seen = self.clone();
-        let Some(seal) = seen.sealed.take().filter(|_| self.wants_review_of(person)) else {
+        let Some(seal) = seen.sealed.take().filter(|_| self.is_kept_from(person)) else {
             return seen;
         };
         let Seal {
@@ -182,6 +189,7 @@ impl Case {
             paged,
             locked: _,
             past,
+            withdrawn: _,
         } = seal;
         (seen.state, seen.waiting_since, seen.paged) = (state, waiting_since, paged);
         let reviews = seen.past.split_off(past.min(seen.past.len()));

@@ -56,7 +56,8 @@ impl Dossier {
     /// the customer's words as they are now.
     #[must_use]
     pub fn seen_by(&self, person: &Person) -> Self {
-        let since = (self.case.as_ref()).and_then(|case| case.hidden_since(person));
+        let kept = (self.case.as_ref()).filter(|case| case.is_kept_from(person));
+        let since = kept.and_then(|case| case.hidden_since(person));
         let mut seen = match (&self.sealed, since) {
             (Some(sealed), Some(since)) => self.opened(sealed, since),
             _ => self.clone(),

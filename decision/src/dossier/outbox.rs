@@ -255,7 +255,11 @@ impl Dossier {
             Parcel::Action(key) => {
                 let action = self.actions.iter().find(|action| action.key == *key)?;
                 let verb = Verb::of(key.step, key.undo)?;
-                let case = action.case.to_string();
+                let case = action
+                    .case
+                    .as_ref()
+                    .or(self.case.as_ref().map(|case| &case.id));
+                let case = case.map_or_else(String::new, ToString::to_string);
                 let automated = matches!(action.by, By::Automation { .. });
                 order(
                     &action.state,
@@ -335,7 +339,8 @@ impl Dossier {
             }
         };
         match state {
-            State::Done { .. } if matches!(before, State::Withheld { .. }) && !key.undo => {
+            // A later one of the same step that stands is not undone with it.
+            State::Done { .. } if matches!(before, State::Withheld { .. }) && self.is_last(key) => {
                 let why = "it was stopped before it was known to have arrived";
                 events.extend(self.undo(key, why, None, at));
             }
@@ -366,6 +371,17 @@ impl Dossier {
             _ => {}
         }
         Ok(events)
+    }
+
+    /// Whether no later action of its step is in effect; never of an undoing.
+    fn is_last(&self, key: &Key) -> bool {
+        let later = |held: &Action| {
+            (held.key.episode, held.key.turn) > (key.episode, key.turn)
+                && (held.key.step, held.key.undo) == (key.step, false)
+                && held.may_be_felt()
+                && !self.is_undone(&held.key)
+        };
+        !key.undo && !self.actions.iter().any(later)
     }
 
     /// Whether it is a measure that people decided before the customer spoke.
@@ -488,7 +504,7 @@ impl Dossier {
             by,
             state: State::Planned,
             paged: false,
-            case,
+            case: Some(case),
             ..action.clone()
         };
         self.put(undo)

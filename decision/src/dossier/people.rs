@@ -182,7 +182,7 @@ impl Dossier {
             locked,
         )?;
         let case = case.id.clone();
-        let text = statement::of_answer(text, self.episode.as_ref(), &case);
+        let text = statement::of_answer(text, &self.seen(), &case);
         let mut events = vec![Event::Answered {
             case,
             by: by.clone(),
@@ -190,6 +190,17 @@ impl Dossier {
         let by = Some(by.to_string());
         events.extend(self.write(Recipient::Customer, text, by, at));
         Ok(events)
+    }
+
+    /// What was seen, for the customer: now, or when something was done.
+    pub(super) fn seen(&self) -> String {
+        let now = statement::seen(self.episode.as_ref());
+        let before =
+            "nothing since; what was seen before stands in what we wrote to you when we acted";
+        now.unwrap_or_else(|| match self.actions.is_empty() {
+            true => "nothing on droplets that are known to be yours".to_owned(),
+            false => before.to_owned(),
+        })
     }
 
     /// A person closes a decided case.

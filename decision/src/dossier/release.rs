@@ -118,7 +118,8 @@ impl Dossier {
             return Some(format!("in force: {}", names.join(", ")));
         }
         // The statement names the case of its plan.
-        let seen = |case: &Case| case.is_open() && case.id == action.case;
+        let seen =
+            |case: &Case| case.is_open() && action.case.as_ref().is_none_or(|id| *id == case.id);
         if !self.case.as_ref().is_some_and(seen) {
             return Some("the case in which people would see it is not open".to_owned());
         }

@@ -115,15 +115,12 @@ impl Dossier {
         let undone = self.undo_all("a person looked at it and released your account", &by.0, at);
         let told = |event: &Event| matches!(event, Event::ActionPlanned { .. });
         // Whoever wrote hears of it, though there is nothing to undo.
-        let untold = (self.case.as_ref()).filter(|_| waited && !undone.iter().any(told));
+        let felt = self.actions.iter().any(|action| self.is_felt(action));
+        let quiet = waited && !felt && !undone.iter().any(told);
+        let untold = self.case.as_ref().filter(|_| quiet);
         let letter = untold.map(|case| {
             let legitimate = ruling == Ruling::Legitimate;
-            statement::of_unlock(
-                legitimate,
-                self.episode.as_ref(),
-                &case.id,
-                settings.hold_ms,
-            )
+            statement::of_unlock(legitimate, &self.seen(), &case.id, settings.hold_ms)
         });
         events.extend(undone);
         events.extend(
@@ -302,18 +299,22 @@ impl Dossier {
             statement,
             state: State::Planned,
             paged: false,
-            case,
+            case: Some(case),
         })
     }
 
-    /// Droplets that mined in this episode, or were acted on before, and are the account's as far as is known; if there are none, those
-    /// that may have mined.
+    /// Droplets that mined in this episode, or were acted on before, and are the account's as far as is known; if nothing mined,
+    /// those that may have.
     fn suspects(&self) -> Vec<DropletId> {
-        let mined = self.those_that(|droplet| droplet.mining.total_ms);
-        if mined.is_empty() {
-            return self.those_that(|droplet| droplet.suspect.total_ms);
+        let mut droplets = self
+            .episode
+            .iter()
+            .flat_map(|episode| episode.droplets.values());
+        // Another account's miner is no reason to act on what this one's droplets may be.
+        if droplets.any(|droplet| droplet.mining.total_ms > Span::ZERO) {
+            return self.those_that(|droplet| droplet.mining.total_ms);
         }
-        mined
+        self.those_that(|droplet| droplet.suspect.total_ms)
     }
 
     fn those_that(&self, show: fn(&DropletEvidence) -> Span) -> Vec<DropletId> {
@@ -416,7 +417,7 @@ impl Dossier {
         let id = case.id.clone();
         if case.withdraw(by) {
             let by = by.clone();
-            if case.sealed.is_none() {
+            if case.sealed.as_ref().is_some_and(|seal| seal.withdrawn) {
                 self.sealed = None;
             }
             return Ok(vec![Event::OpinionWithdrawn { case: id, by }]);

@@ -14,7 +14,7 @@ use crate::{
     time::{Span, Time},
 };
 
-/// When facts could not be fetched, they are asked for again after this.
+/// When facts could not be fetched, or do not have a droplet that shows evidence, they are asked for again after this.
 const FETCH_AGAIN: Span = Span::minutes(1);
 
 /// New evidence makes an account due, at most so often: as often as an agent reports, by default.
@@ -345,7 +345,15 @@ impl Dossier {
         let Some(fetched) = self.fetched_at else {
             return Some(Time::default());
         };
+        // Evidence on a droplet that is not known to be the account's: a newer inventory tells.
+        let strange = self.episode.as_ref().is_some_and(|episode| {
+            let mut strangers = episode
+                .strangers()
+                .filter_map(|id| episode.droplets.get(id));
+            strangers.any(|droplet| droplet.last.to > fetched)
+        });
         let after = match self.fetch_failed {
+            None if strange => FETCH_AGAIN.min(settings.facts_refresh_ms),
             Some(_) => FETCH_AGAIN.min(settings.facts_refresh_ms),
             None => settings.facts_refresh_ms,
         };

@@ -201,14 +201,19 @@ fn droplet(held: &DropletEvidence) -> v1::DropletReview {
         last,
         mining,
         suspect,
-        own: _,
+        own,
     } = held;
+    let strange = "not known to be this account's: it may be another one's doing".to_owned();
+    let strange = Some(strange).filter(|_| !own);
     v1::DropletReview {
         droplet: last.droplet.to_string(),
         host: last.host.clone(),
         level: last.level.to_string(),
         classes: classes(last.classes),
-        reasons: last.reasons.clone(),
+        reasons: strange
+            .into_iter()
+            .chain(last.reasons.iter().cloned())
+            .collect(),
         mining_ms: mining.total_ms.as_ms(),
         suspect_ms: suspect.total_ms.as_ms(),
         cpu_percent: last.cpu_percent,

@@ -128,6 +128,7 @@ async fn reads(world: &World, reader: &str) -> Vec<(&'static str, String)> {
         ("audit", None, 0),
         ("audit of the account", Some("new"), 0),
         ("audit from later on", None, 1_000),
+        ("audit of another account", Some("other"), 0),
         ("audit of the account from later on", Some("new"), 1_000),
     ] {
         let (entries, end) = world.audit_from(reader, account, after).await;

@@ -171,11 +171,11 @@ async fn a_change_that_loses_a_deadlock_is_made_again() {
     let (server, database) = (Arc::clone(server), database.clone());
     let (begun, has_begun) = tokio::sync::oneshot::channel();
     let other = tokio::task::spawn_blocking(move || {
-        // It has the second row long before it wants the first, which the change has by then. Whoever has waited longer
-        // (a second, `deadlock_timeout`) finds the deadlock and loses: the change.
+        // It has the second row long before it wants the first, which the change has by then. Whoever looks for a deadlock finds it
+        // and loses: the change, since this one never looks.
         let _ = begun.send(());
-        let sql =
-            "BEGIN; UPDATE owners SET account = 'c' WHERE droplet = 'd2'; SELECT pg_sleep(0.7);
+        let sql = "BEGIN; SET LOCAL deadlock_timeout = '10min';
+             UPDATE owners SET account = 'c' WHERE droplet = 'd2'; SELECT pg_sleep(0.7);
              UPDATE owners SET account = 'c' WHERE droplet = 'd1'; COMMIT";
         server.run(&database, sql)
     });

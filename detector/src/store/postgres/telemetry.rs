@@ -317,21 +317,12 @@ async fn evict(
     })
 }
 
-/// Removes the earliest stored entries of all tenants: `excess`, or (if it is not given) all above `most`. Returns how many there
-/// were, and how many are left if they were counted.
-async fn trim(
-    transaction: &Transaction<'_>,
-    excess: Option<u64>,
-    most: u64,
-) -> Result<(u64, Option<i64>), Fault> {
-    // One at a time: two must not remove the same excess twice.
+/// Removes the earliest stored entries of all tenants that are above `most`. Returns how many there were, and how many are left.
+async fn trim(transaction: &Transaction<'_>, most: u64) -> Result<(u64, i64), Fault> {
+    // One at a time, and counted then: two must not remove the same excess twice.
     lock(transaction, HISTORY_LOCK).await?;
-    let counted = match excess {
-        Some(_) => None,
-        None => Some(count_history(transaction).await?),
-    };
-    let excess =
-        excess.unwrap_or_else(|| unsigned(counted.unwrap_or_default()).saturating_sub(most));
+    let counted = count_history(transaction).await?;
+    let excess = unsigned(counted).saturating_sub(most);
     if excess == 0 {
         return Ok((0, counted));
     }
@@ -346,7 +337,7 @@ async fn trim(
              noted AS (UPDATE tenants SET history_entries = history_entries - entries FROM counted WHERE tenants.id = tenant_id)
          SELECT count(*) FROM gone";
     let removed: i64 = (transaction.query_one(sql, &[&excess, &locked]).await?).get(0);
-    Ok((unsigned(removed), counted.map(|counted| counted - removed)))
+    Ok((unsigned(removed), counted - removed))
 }
 
 impl Postgres {
@@ -376,13 +367,10 @@ impl Postgres {
         if excess <= most / HISTORY_SLACK {
             return 0;
         }
-        let trimmed = transact!(self, |transaction| {
-            trim(&transaction, Some(excess), most).await
-        });
+        let trimmed = transact!(self, |transaction| trim(&transaction, most).await);
         match trimmed {
-            Ok((removed, _)) => {
-                self.history_entries
-                    .fetch_sub(signed(removed), Ordering::Relaxed);
+            Ok((removed, left)) => {
+                self.history_entries.store(left, Ordering::Relaxed);
                 removed
             }
             Err(fault) => {
@@ -434,13 +422,10 @@ impl Store for Postgres {
             evict(&transaction, self.limits.retention_ns, now_unix_ns).await
         });
         let mut evicted = evicted.map_err(|fault| fault.during(what))?;
-        let trimmed = transact!(self, |transaction| {
-            trim(&transaction, None, self.limits.history_total_max).await
-        });
+        let most = self.limits.history_total_max;
+        let trimmed = transact!(self, |transaction| trim(&transaction, most).await);
         let (removed, left) = trimmed.map_err(|fault| fault.during(what))?;
-        if let Some(left) = left {
-            self.history_entries.store(left, Ordering::Relaxed);
-        }
+        self.history_entries.store(left, Ordering::Relaxed);
         evicted.history = removed;
         Ok(evicted)
     }
