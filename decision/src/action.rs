@@ -153,6 +153,9 @@ pub struct Action {
     /// The case that its statement names.
     #[serde(default)]
     pub case: Option<CaseId>,
+    /// Whether it was released once: from then on its key names its content.
+    #[serde(default)]
+    pub sent: bool,
 }
 
 /// To whom a letter goes.
@@ -419,6 +422,7 @@ mod tests {
             state: State::Planned,
             paged: false,
             case: None,
+            sent: false,
         }
     }
 

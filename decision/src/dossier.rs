@@ -172,11 +172,11 @@ impl Dossier {
     /// Facts could not be fetched: nothing acts until they can.
     pub fn fetch_failed(&mut self, why: String, at: Time) -> Vec<Event> {
         self.fetched_at = Some(at);
-        if self.fetch_failed.as_ref() == Some(&why) {
-            return Vec::new();
+        // Once, until they can be fetched again: the words may differ each time.
+        match self.fetch_failed.replace(why.clone()) {
+            Some(_) => Vec::new(),
+            None => vec![Event::FactsFailed { why }],
         }
-        self.fetch_failed = Some(why.clone());
-        vec![Event::FactsFailed { why }]
     }
 
     /// Takes what a window said of one of its droplets.
@@ -371,6 +371,7 @@ impl Dossier {
                         state: State::Planned,
                         paged: false,
                         case: Some(case),
+                        sent: false,
                     };
                     events.extend(self.put(action));
                 }

@@ -67,6 +67,7 @@ pub(super) fn mining(from: u64, to: u64) -> Sighting {
 }
 
 /// A dossier, the fleet and what is needed beside.
+#[derive(Clone)]
 pub(super) struct World {
     pub(super) dossier: Dossier,
     pub(super) fleet: Fleet,

@@ -438,3 +438,100 @@ fn a_letter_after_the_episode_does_not_say_that_nothing_was_seen() {
         letter.text
     );
 }
+
+fn throttles(world: &mut World, by: &str, at: u64) -> Result<Vec<Event>, Refusal> {
+    let reason = Reason::try_from(ONE.to_owned()).unwrap();
+    let settings = world.settings.clone();
+    (world.dossier).throttle(&person(by), &reason, &settings, minute(at))
+}
+
+#[test]
+fn a_throttle_whose_time_is_over_does_not_leave_and_one_that_stands_is_lifted() {
+    let mut world = World::planned();
+    throttles(&mut world, "ann", 30).unwrap();
+    let key = by_people(&world, Step::Throttle);
+    let why = "its time was over before it left".to_owned();
+    let at = minute(30 + 1_440);
+    let state = world.clone().release(&key, 30 + 1_440);
+    assert_eq!(state, State::Withheld { at, why });
+    // It left in time, and was known to be done long after its end; nothing else is on.
+    world.release(&key, 31);
+    let late = 31 + 3 * 1_440;
+    world.learn(&key, Outcome::Done, late);
+    world.dossier.episode = None;
+    assert_eq!(look(&world, late), Some(minute(late)));
+    world.tick(late);
+    assert_eq!(world.state(&undo_of(&key)), State::Planned);
+}
+
+#[test]
+fn what_a_person_takes_back_on_an_unlocked_case_sets_the_hold_too() {
+    let mut world = World::planned();
+    world.unlock(false, 30);
+    throttles(&mut world, "ann", 40).unwrap();
+    let key = by_people(&world, Step::Throttle);
+    carry_out(&mut world, &key, 40);
+    let settings = world.settings.clone();
+    (world
+        .dossier
+        .take_back(&person("ben"), &settings, minute(50)))
+    .unwrap();
+    assert_eq!(world.state(&undo_of(&key)), State::Planned);
+    let until = world.dossier.holds.iter().map(|hold| hold.until).max();
+    assert_eq!(until, Some(minute(50).after(settings.hold_ms)));
+}
+
+#[test]
+fn the_milder_of_two_measures_is_not_one_on_no_droplet() {
+    let (mut world, _) = World::throttled();
+    denies(&mut world, "ann", Step::PowerDown, ONE, 30).unwrap();
+    let mut none = facts(minute(31));
+    none.droplets.as_mut().unwrap().value.clear();
+    world.dossier.inform(none, minute(31)).unwrap();
+    let refused = denies(&mut world, "ben", Step::Lock, THREE, 32).unwrap_err();
+    assert!(
+        refused.to_string().contains("would act on nothing"),
+        "{refused}"
+    );
+}
+
+#[test]
+fn a_throttle_that_is_about_to_leave_is_one_and_is_lifted_like_one() {
+    let mut world = World::planned();
+    throttles(&mut world, "ann", 30).unwrap();
+    throttles(&mut world, "ben", 30).unwrap_err();
+    let settings = world.settings.clone();
+    (world
+        .dossier
+        .unthrottle(&person("ben"), &settings, minute(31)))
+    .unwrap();
+    let key = by_people(&world, Step::Throttle);
+    assert!(matches!(world.state(&key), State::Withheld { .. }));
+    assert_eq!(world.dossier.holds.len(), 1);
+}
+
+#[test]
+fn what_was_sent_once_is_sent_again_as_it_was() {
+    let mut world = World::throttling();
+    let key = world.key(Step::Throttle, false);
+    world.release(&key, 21);
+    let of = |world: &World| {
+        let parcel = Parcel::Action(key.clone());
+        let order = world.dossier.order(&parcel, &world.settings).unwrap();
+        (order.text, order.droplets, order.case)
+    };
+    let first = of(&world);
+    never_seen(&mut world, &key, 22);
+    let missing = Some(Err("down".to_owned()));
+    assert!(matches!(
+        world.release_with(&key, missing, 24),
+        State::Withheld { .. }
+    ));
+    world.dossier.inform(facts(minute(40)), minute(40)).unwrap();
+    world
+        .dossier
+        .observe(mining(20, 40), &world.settings.clone());
+    world.decide(40);
+    assert_eq!(world.release(&key, 40), State::Released { at: minute(40) });
+    assert_eq!(of(&world), first);
+}

@@ -169,11 +169,14 @@ impl Dossier {
     pub(super) fn put(&mut self, action: Action) -> Option<Event> {
         let key = action.key.clone();
         match self.actions.iter_mut().find(|held| held.key == key) {
-            Some(held) if matches!(held.state, State::Withheld { .. }) => *held = action,
-            // What the control plane refused to undo is tried again when it is asked for again, as it was: a key names one content.
-            Some(held) if key.undo && matches!(held.state, State::Refused { .. }) => {
+            // What was sent before, or the control plane refused to undo, is tried again as it was: a key names one content.
+            Some(held)
+                if (held.sent && matches!(held.state, State::Withheld { .. }))
+                    || (key.undo && matches!(held.state, State::Refused { .. })) =>
+            {
                 (held.state, held.planned_at) = (State::Planned, action.planned_at);
             }
+            Some(held) if matches!(held.state, State::Withheld { .. }) => *held = action,
             Some(_) => return None,
             None => self.actions.push(action),
         }
@@ -505,6 +508,7 @@ impl Dossier {
             state: State::Planned,
             paged: false,
             case: Some(case),
+            sent: false,
             ..action.clone()
         };
         self.put(undo)

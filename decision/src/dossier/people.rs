@@ -197,9 +197,13 @@ impl Dossier {
         let now = statement::seen(self.episode.as_ref());
         let before =
             "nothing since; what was seen before stands in what we wrote to you when we acted";
-        now.unwrap_or_else(|| match self.actions.is_empty() {
-            true => "nothing on droplets that are known to be yours".to_owned(),
-            false => before.to_owned(),
+        let acted = self
+            .actions
+            .iter()
+            .any(|action| !action.key.undo && action.may_be_felt());
+        now.unwrap_or_else(|| match acted {
+            false => "nothing on droplets that are known to be yours".to_owned(),
+            true => before.to_owned(),
         })
     }
 

@@ -60,7 +60,9 @@ impl Dossier {
             let unknown = |why| format!("in force: {} ({why})", Safety::UnknownStanding);
             (self.speaks_against(&action, fleet, policies, settings, at)).or(lacking.map(unknown))
         } else {
-            self.nothing_to_undo(key)
+            let over = action.ends_at.is_some_and(|end| end <= at);
+            let over = (over && !key.undo).then(|| "its time was over before it left".to_owned());
+            over.or_else(|| self.nothing_to_undo(key))
         };
         let state = &mut self.action(key)?.state;
         if let Some(why) = against {
@@ -70,6 +72,7 @@ impl Dossier {
             return Ok(events);
         }
         state.release(key, at)?;
+        self.action(key)?.sent = true;
         if action.is_automated() {
             let targets = match key.step {
                 Step::Notify => 0,

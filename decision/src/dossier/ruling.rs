@@ -191,7 +191,13 @@ impl Dossier {
         settings: &Settings,
     ) -> Result<Vec<Event>, Refusal> {
         let (by, finding, at) = (opinion.by.clone(), opinion.finding, opinion.at);
-        let acts_on_droplets = opinion.measure.is_some_and(|step| step != Step::Lock);
+        // The milder of two denials' measures is carried out.
+        // A review that is kept from this reviewer tells nothing by this either.
+        let open = self.case.iter().filter(|case| !case.is_kept_from(&by));
+        let given = open.flat_map(|case| &case.opinions);
+        let measures = given.filter_map(|held| held.measure).chain(opinion.measure);
+        let denies = opinion.measure.is_some();
+        let acts_on_droplets = denies && measures.min().is_some_and(|step| step != Step::Lock);
         if acts_on_droplets && self.suspects().is_empty() {
             return Err(
                 self.missing("droplet that mined, or may have: a throttle or power-down would act on nothing; a lock acts on the account")
@@ -233,9 +239,15 @@ impl Dossier {
         let Some(step) = self.ruling else {
             return events;
         };
-        let text = statement::of_people(step, &self.suspects(), &reasons, &id, settings);
+        // What stands already is told as it stands.
+        let stands = self.in_effect(step).map(|action| action.targets.clone());
+        let droplets = stands.unwrap_or_else(|| self.suspects());
+        let text = statement::of_people(step, &droplets, &reasons, &id, settings);
         let by = people.join(", ");
         events.extend(self.undo_above(step, &by, at));
+        if droplets.is_empty() && step != Step::Lock {
+            return events;
+        }
         match self.act(step, by.clone(), text.clone(), settings, at) {
             Some(event) => events.push(event),
             // It stands already; that people decided so, and why, the customer is told all the same.
@@ -271,7 +283,9 @@ impl Dossier {
         settings: &Settings,
         at: Time,
     ) -> Option<Event> {
-        if self.in_effect(step).is_some() {
+        let targets = self.suspects();
+        let nobody = targets.is_empty() && step != Step::Lock;
+        if nobody || self.in_effect(step).is_some() || self.by_person(step).is_some() {
             return None;
         }
         let case = self.case.as_ref()?.id.clone();
@@ -292,7 +306,7 @@ impl Dossier {
         };
         self.put(Action {
             key,
-            targets: self.suspects(),
+            targets,
             by: By::Person { person },
             planned_at: at,
             ends_at: (step == Step::Throttle).then(|| at.after(settings.throttle_ms)),
@@ -300,6 +314,7 @@ impl Dossier {
             state: State::Planned,
             paged: false,
             case: Some(case),
+            sent: false,
         })
     }
 
@@ -380,21 +395,27 @@ impl Dossier {
         Ok(vec![Event::ThrottleRenewed { until, by }])
     }
 
-    /// A person lifts the throttle. As every release by hand it sets the hold.
+    /// A person lifts the throttle, and withholds one that is about to leave. As every release by hand it sets the hold.
     ///
     /// # Errors
-    /// If none is in effect.
+    /// If there is none.
     pub fn unthrottle(
         &mut self,
         by: &Person,
         settings: &Settings,
         at: Time,
     ) -> Result<Vec<Event>, Refusal> {
-        let missing = self.missing("throttle in effect");
-        let held = self.in_effect(Step::Throttle);
-        let key = held.map(|action| action.key.clone()).ok_or(missing)?;
+        let keys: Vec<_> = (self.actions.iter())
+            .filter(|action| action.key.step == Step::Throttle && !action.key.undo)
+            .filter(|action| action.is_under_way() || action.may_be_felt())
+            .filter(|action| !self.is_undone(&action.key))
+            .map(|action| action.key.clone())
+            .collect();
+        if keys.is_empty() {
+            return Err(self.missing("throttle in effect"));
+        }
         let mut events = vec![self.hold(by, settings, at)];
-        events.extend(self.undo(&key, "a person lifted it", Some(&by.0), at));
+        events.extend(self.undo_each(keys, "a person lifted it", &by.0, at));
         Ok(events)
     }
 
@@ -444,8 +465,9 @@ impl Dossier {
             }
         );
         if unlocked && self.actions.iter().any(|action| self.is_felt(action)) {
-            let events = self.undo_all("a person asked for it again", &by.0, at);
+            let mut events = self.undo_all("a person took it back", &by.0, at);
             if !events.is_empty() {
+                events.push(self.hold(by, settings, at));
                 return Ok(events);
             }
         }

@@ -64,8 +64,13 @@ impl Dossier {
 
     /// Whether a plan asks for a step that changes something. What was withheld is tried anew, not at once.
     fn asks_anew(&self, plan: &Plan, settings: &Settings, at: Time) -> bool {
+        // What was sent once names the case of then: in another one it does not leave any more.
+        let case = self.case.as_ref().map(|case| &case.id);
         let rests = |action: &Action| match action.state {
-            State::Withheld { at: withheld, .. } => at - withheld < settings.plan_fresh_ms,
+            State::Withheld { at: withheld, .. } => {
+                let over = action.sent && action.case.as_ref() != case;
+                at - withheld < settings.plan_fresh_ms || over
+            }
             _ => false,
         };
         let resting = |step: Step| {
@@ -260,12 +265,18 @@ impl Dossier {
         })
     }
 
-    fn end_throttles(&mut self, at: Time) -> Vec<Event> {
-        let ended: Vec<_> = (self.actions.iter())
-            .filter(|action| action.ends_at.is_some_and(|end| end <= at) && action.may_be_felt())
+    /// What is felt beyond its end, and is to be undone now.
+    fn ended(&self, at: Time) -> Vec<Key> {
+        (self.actions.iter())
+            .filter(|action| action.ends_at.is_some_and(|end| end <= at))
+            .filter(|action| self.is_felt(action) && !self.is_undone(&action.key))
             .filter(|action| !self.undo_rests(action, at))
             .map(|action| action.key.clone())
-            .collect();
+            .collect()
+    }
+
+    fn end_throttles(&mut self, at: Time) -> Vec<Event> {
+        let ended = self.ended(at);
         (ended.iter())
             .filter_map(|key| self.undo(key, "it was meant to end by now", None, at))
             .collect()
@@ -439,6 +450,7 @@ impl Dossier {
             .filter(|due| *due > at)
             .chain(self.evidence_due(at))
             .chain(self.outlasting(settings, at).map(|_| at))
+            .chain((!self.ended(at).is_empty()).then_some(at))
             .chain(self.facts_due(settings).map(|due| due.max(at)))
             .min()
     }

@@ -106,9 +106,12 @@ impl Shown<'_> {
         held: &StoredCase,
     ) -> Result<v1::GetCaseResponse, Status> {
         let (at, settings) = (self.desk.now(), &self.desk.settings);
+        let whole = dossier;
         let dossier = &dossier.seen_by(self.reader);
         let case = held.case.seen_by(self.reader);
-        let hidden = held.case.hidden_since(self.reader);
+        // Of a former case too: decisions of the same episode rest on what a review brought.
+        let last = whole.case.as_ref();
+        let hidden = last.and_then(|case| case.hidden_since(self.reader));
         let mut decisions = self.decisions(dossier, &case).await?;
         decisions.retain(|decision| hidden.is_none_or(|hidden| decision.input.at < hidden));
         let present = (dossier.episode.as_ref()).filter(|held| held.number == case.episode);
@@ -283,6 +286,7 @@ fn action(held: &Action) -> v1::ActionShown {
         state,
         paged: _,
         case: _,
+        sent: _,
     } = held;
     let why = match state {
         State::Refused { why, .. } | State::Withheld { why, .. } => Some(why.clone()),

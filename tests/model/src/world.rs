@@ -492,9 +492,10 @@ fn print_action(action: &Action, h: &mut impl Hasher) {
         state,
         paged,
         case,
+        sent,
     } = action;
     (
-        case,
+        (case, sent),
         key,
         targets,
         planned_at,
