@@ -313,16 +313,18 @@ not json
 {"account": "c", "run_rate": {"value": 100, "as_of": "2029-05-29T00:00:00Z"}}
 {"account": "a", "run_rate": {"value": 100, "as_of": "2019-05-29T00:00:00Z"}}
 {"account": "d"}
+{"account": "e", "run_rate": {"value": "much", "as_of": "2019-05-29T00:00:00Z"}}
 "#;
         let error = read_lines(text.as_bytes(), NOW).unwrap_err().to_string();
         for said in [
-            "6 lines are wrong, and nothing was sent",
+            "7 lines are wrong, and nothing was sent",
             "line 2: \"account\" is missing",
-            "line 3: unknown field `runrate`",
+            "line 3: runrate: unknown field `runrate`",
             "line 4: it is no JSON",
             "line 5: run_rate.as_of says 2029-05-29T00:00:00Z",
             "line 6: account a is in line 1, too",
             "line 7: it has no facts",
+            "line 8: run_rate.value: invalid type",
         ] {
             assert!(error.contains(said), "{said} is not in {error}");
         }

@@ -298,7 +298,8 @@ fn a_case_at_80_columns() {
  Opened      2 h ago
  Locked      yes
  Customer    waits 25 min, answer overdue, paged
- Steps back  in 95 min: locks and power-downs are lifted, unless a person decides
+ Steps back  in 95 min: locks and power-downs are lifted, unless a person
+             decides
  Appealed    25 min ago
  Evidence    mining; in the episode mining for 1 h 15 min, suspect for 1 h 20
              min
