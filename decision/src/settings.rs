@@ -1,5 +1,7 @@
 //! Durations and limits of the rules: the provider's to change, within bounds. The defaults are the design's.
 
+use std::{cmp::Ordering, fmt};
+
 use serde::{Deserialize, Serialize};
 
 use crate::time::Span;
@@ -105,102 +107,35 @@ impl Settings {
     /// Figures that speak less for customers than the design's: allowed, to be said aloud. By name, with what they do.
     #[must_use]
     pub fn concerns(&self) -> Vec<(&'static str, String)> {
-        let design = Self::default();
-        let longer = |ours: Span, design: Span| ours > design;
-        let shorter = |ours: Span, design: Span| ours < design;
-        let spans = [
-            (
-                "hold_ms",
-                shorter(self.hold_ms, design.hold_ms),
-                self.hold_ms,
-                design.hold_ms,
-                "after an unlock automation is held off for less",
-            ),
-            (
-                "long_standing_ms",
-                longer(self.long_standing_ms, design.long_standing_ms),
-                self.long_standing_ms,
-                design.long_standing_ms,
-                "customers are long-standing later",
-            ),
-            (
-                "facts_fresh_ms",
-                longer(self.facts_fresh_ms, design.facts_fresh_ms),
-                self.facts_fresh_ms,
-                design.facts_fresh_ms,
-                "older facts speak against a customer",
-            ),
-            (
-                "evidence_fresh_ms",
-                longer(self.evidence_fresh_ms, design.evidence_fresh_ms),
-                self.evidence_fresh_ms,
-                design.evidence_fresh_ms,
-                "older evidence speaks against a customer",
-            ),
-            (
-                "burst_within_ms",
-                longer(self.burst_within_ms, design.burst_within_ms),
-                self.burst_within_ms,
-                design.burst_within_ms,
-                "slower growth counts as a burst",
-            ),
-            (
-                "episode_quiet_ms",
-                longer(self.episode_quiet_ms, design.episode_quiet_ms),
-                self.episode_quiet_ms,
-                design.episode_quiet_ms,
-                "evidence adds up over longer pauses",
-            ),
-            (
-                "first_answer_ms",
-                longer(self.first_answer_ms, design.first_answer_ms),
-                self.first_answer_ms,
-                design.first_answer_ms,
-                "customers wait longer before somebody is paged",
-            ),
-            (
-                "plan_fresh_ms",
-                longer(self.plan_fresh_ms, design.plan_fresh_ms),
-                self.plan_fresh_ms,
-                design.plan_fresh_ms,
-                "older plans are carried out",
-            ),
-        ];
-        let counts = [
-            (
-                "run_rate_times",
-                self.run_rate_times < design.run_rate_times,
-                self.run_rate_times,
-                design.run_rate_times,
-                "good standing is lost at a lower run rate",
-            ),
-            (
-                "budget_per_hour",
-                self.budget_per_hour > design.budget_per_hour,
-                self.budget_per_hour,
-                design.budget_per_hour,
-                "automation may act more often",
-            ),
-            (
-                "budget_fleet_per_mille",
-                self.budget_fleet_per_mille > design.budget_fleet_per_mille,
-                self.budget_fleet_per_mille,
-                design.budget_fleet_per_mille,
-                "automation may act on more of the fleet at one time",
-            ),
-        ];
-        let spans = (spans.into_iter()).map(|(name, weaker, ours, design, what)| {
-            (name, weaker, ours.to_string(), design.to_string(), what)
-        });
-        let counts = (counts.into_iter()).map(|(name, weaker, ours, design, what)| {
-            (name, weaker, ours.to_string(), design.to_string(), what)
-        });
-        (spans.chain(counts))
-            .filter(|(_, weaker, ..)| *weaker)
-            .map(|(name, _, ours, design, what)| {
-                (name, format!("{ours} instead of {design}: {what}"))
-            })
-            .collect()
+        fn weaker<T: Ord + fmt::Display>(
+            (name, what): (&'static str, &str),
+            side: Ordering,
+            (ours, design): (T, T),
+        ) -> Option<(&'static str, String)> {
+            (ours.cmp(&design) == side)
+                .then(|| (name, format!("{ours} instead of {design}: {what}")))
+        }
+        /// A setting, which side of the design's figure is weaker, and what that does.
+        macro_rules! weaker {
+            ($($name:ident, $side:ident, $what:literal;)*) => {{
+                let design = Self::default();
+                [$(weaker((stringify!($name), $what), Ordering::$side, (self.$name, design.$name)),)*]
+            }};
+        }
+        let all = weaker! {
+            hold_ms, Less, "after an unlock automation is held off for less";
+            long_standing_ms, Greater, "customers are long-standing later";
+            facts_fresh_ms, Greater, "older facts speak against a customer";
+            evidence_fresh_ms, Greater, "older evidence speaks against a customer";
+            burst_within_ms, Greater, "slower growth counts as a burst";
+            episode_quiet_ms, Greater, "evidence adds up over longer pauses";
+            first_answer_ms, Greater, "customers wait longer before somebody is paged";
+            plan_fresh_ms, Greater, "older plans are carried out";
+            run_rate_times, Less, "good standing is lost at a lower run rate";
+            budget_per_hour, Greater, "automation may act more often";
+            budget_fleet_per_mille, Greater, "automation may act on more of the fleet at one time";
+        };
+        all.into_iter().flatten().collect()
     }
 
     /// Refuses settings that would take a safety away: no hold, nobody long-standing, no limit to a budget. What weakens one is told by

@@ -363,10 +363,9 @@ impl Dossier {
                 .filter_map(|id| episode.droplets.get(id));
             strangers.any(|droplet| droplet.last.to > fetched)
         });
-        let after = match self.fetch_failed {
-            None if strange => FETCH_AGAIN.min(settings.facts_refresh_ms),
-            Some(_) => FETCH_AGAIN.min(settings.facts_refresh_ms),
-            None => settings.facts_refresh_ms,
+        let after = match strange || self.fetch_failed.is_some() {
+            true => FETCH_AGAIN.min(settings.facts_refresh_ms),
+            false => settings.facts_refresh_ms,
         };
         Some(fetched.after(after))
     }
