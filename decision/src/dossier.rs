@@ -448,3 +448,7 @@ mod undoing_tests;
 #[cfg(test)]
 #[path = "dossier_blind_tests.rs"]
 mod blind_tests;
+
+#[cfg(test)]
+#[path = "dossier_denial_tests.rs"]
+mod denial_tests;

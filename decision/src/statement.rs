@@ -213,6 +213,15 @@ pub fn page_waiting(case: &CaseId, since: Time, locked: bool) -> String {
     )
 }
 
+/// For on-call: an appeal's second review does not come; it says nothing of the first.
+#[must_use]
+pub fn page_review(case: &CaseId, waited: Span) -> String {
+    format!(
+        "The appeal of case {case} wants its second review since {waited}, by somebody who has not decided on it before. `davyctl cases show \
+         {case}`"
+    )
+}
+
 /// For on-call: the customer does not get a letter.
 #[must_use]
 pub fn page_letter(number: u64, why: &str, case: &CaseId) -> String {
@@ -413,6 +422,7 @@ mod tests {
             page_waiting(&case(), since, true),
             page_undo("acct-1/1/lock/1/undo", "out of order", &case()),
             page_letter(4, "no such ticket", &case()),
+            page_review(&case(), Span::minutes(120)),
         ] {
             assert!(page.contains("`davyctl cases show acct-1/3`"), "{page}");
         }

@@ -10,13 +10,19 @@
 use serde::{Deserialize, Serialize};
 
 use super::{Case, CaseError, Finding, Message, Opinion, Person, Ruling, Speaker, State};
-use crate::{policy::Step, text::Reason, time::Time};
+use crate::{
+    policy::Step,
+    text::Reason,
+    time::{Span, Time},
+};
 
 /// How a case stood before the first review of its appeal.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Seal {
     /// When that review came in.
+    pub at: Time,
+    /// Since when the log has something to hide: an earlier review that was withdrawn, or this one.
     pub since: Time,
     /// Where the case stood.
     pub state: State,
@@ -31,6 +37,9 @@ pub struct Seal {
     /// Whether that review was withdrawn: there is nothing to keep back but that, in the log.
     #[serde(default)]
     pub withdrawn: bool,
+    /// Whether somebody was paged because the second one does not come.
+    #[serde(default)]
+    pub reminded: bool,
 }
 
 impl Case {
@@ -49,6 +58,8 @@ impl Case {
         if first {
             self.sealed = Some(Seal {
                 withdrawn: false,
+                reminded: false,
+                at,
                 since,
                 state: self.state.clone(),
                 waiting_since: self.waiting_since,
@@ -58,6 +69,14 @@ impl Case {
             });
         }
         first
+    }
+
+    /// When somebody is to be reminded of the second review, `limit` after the first.
+    #[must_use]
+    pub fn reminder_due(&self, limit: Span) -> Option<Time> {
+        let wanted = |seal: &&Seal| !seal.withdrawn && !seal.reminded;
+        let seal = self.sealed.as_ref().filter(wanted)?;
+        Some(seal.at.after(limit))
     }
 
     /// Opinions from before the reviews under way.
@@ -183,13 +202,15 @@ impl Case {
             return seen;
         };
         let Seal {
-            since,
+            at: since,
+            since: _,
             state,
             waiting_since,
             paged,
             locked: _,
             past,
             withdrawn: _,
+            reminded: _,
         } = seal;
         (seen.state, seen.waiting_since, seen.paged) = (state, waiting_since, paged);
         let reviews = seen.past.split_off(past.min(seen.past.len()));

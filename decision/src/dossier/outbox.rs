@@ -2,6 +2,7 @@
 
 use super::{Dossier, Event, PARCELS_MAX, Refusal, turn::answer_within};
 use crate::{
+    account::DropletId,
     action::{Action, By, Key, Letter, Outcome, Parcel, Recipient, State},
     decide::in_force,
     fleet::Fleet,
@@ -136,6 +137,21 @@ impl Dossier {
         (self.actions.iter())
             .filter(|action| action.key.step == step && !action.key.undo && action.may_be_felt())
             .find(|action| !self.is_undone(&action.key))
+    }
+
+    /// Whether a later decision of people's holds the same droplets at the same step: to lift this one would lift theirs.
+    pub(super) fn is_upheld(&self, action: &Action, at: Time) -> bool {
+        let key = &action.key;
+        let mut later = self.actions.iter().filter(|held| {
+            (held.key.episode, held.key.turn) > (key.episode, key.turn)
+                && (held.key.step, held.key.undo) == (key.step, false)
+                && matches!(held.by, By::Person { .. })
+        });
+        later.any(|held| {
+            let stands = held.is_under_way() || held.may_be_felt();
+            let lasts = held.ends_at.is_none_or(|end| end > at);
+            stands && lasts && held.holds(&action.targets) && !self.is_undone(&held.key)
+        })
     }
 
     pub(super) fn is_undone(&self, key: &Key) -> bool {
@@ -343,13 +359,15 @@ impl Dossier {
         };
         match state {
             // A later one of the same step that stands is not undone with it.
-            State::Done { .. } if matches!(before, State::Withheld { .. }) && self.is_last(key) => {
+            State::Done { .. } if self.is_unwanted(key, &before)? => {
                 let why = "it was stopped before it was known to have arrived";
                 events.extend(self.undo(key, why, None, at));
             }
             State::Done { .. } if self.action(key)?.is_automated() => {
                 let action = self.action(key)?.clone();
-                if let Some(why) = self.appeared(&action, fleet, settings, at) {
+                if !self.is_upheld(&action, at)
+                    && let Some(why) = self.appeared(&action, fleet, settings, at)
+                {
                     events.extend(self.undo(key, &why, None, at));
                 }
             }
@@ -374,6 +392,19 @@ impl Dossier {
             _ => {}
         }
         Ok(events)
+    }
+
+    /// Whether it is done against expectation (it was `before`), and not wanted any more: it was withheld, or a person has released the
+    /// account since it was decided.
+    fn is_unwanted(&mut self, key: &Key, before: &State) -> Result<bool, Refusal> {
+        let planned_at = self.action(key)?.planned_at;
+        let released = self.holds.iter().any(|hold| hold.since >= planned_at);
+        let stopped = match before {
+            State::Withheld { .. } => true,
+            State::Refused { .. } => released,
+            _ => false,
+        };
+        Ok(stopped && self.is_last(key))
     }
 
     /// Whether no later action of its step is in effect; never of an undoing.
@@ -547,6 +578,13 @@ impl Dossier {
 }
 
 impl Action {
+    /// Whether it holds all of `droplets`, once it is done; a lock holds the account.
+    #[must_use]
+    pub fn holds(&self, droplets: &[DropletId]) -> bool {
+        let held = |droplet| self.targets.contains(droplet);
+        self.key.step == Step::Lock || droplets.iter().all(held)
+    }
+
     /// Whether automation takes a step with it: what undoes is none, whoever asks for it.
     #[must_use]
     pub const fn is_automated(&self) -> bool {

@@ -3,13 +3,14 @@
 use super::{Dossier, Event, Refusal, outbox::undone_by};
 use crate::{
     account::{DropletId, Facts},
-    action::{Action, Key, Parcel, State},
-    case::Case,
+    action::{Action, Key, Parcel, Recipient, State},
+    case::{Case, Ruling, Speaker, State as Stage},
     decide::{decide, in_force},
     fleet::Fleet,
     policy::{Policies, Step},
     safety::{Safety, doubtful},
     settings::Settings,
+    statement,
     time::Time,
 };
 
@@ -62,13 +63,19 @@ impl Dossier {
         } else {
             let over = action.ends_at.is_some_and(|end| end <= at);
             let over = (over && !key.undo).then(|| "its time was over before it left".to_owned());
-            over.or_else(|| self.nothing_to_undo(key))
+            let anew = !key.undo && self.is_upheld(&action, at);
+            over.or_else(|| anew.then(|| "people decided on it anew".to_owned()))
+                .or_else(|| self.nothing_to_undo(key))
         };
         let state = &mut self.action(key)?.state;
         if let Some(why) = against {
             state.withhold(key, at, why.clone())?;
             let key = key.clone();
+            let unlocks = key.undo;
             events.push(Event::ActionWithheld { key, why });
+            if unlocks {
+                events.extend(self.tell_of_unlock(settings, at));
+            }
             return Ok(events);
         }
         state.release(key, at)?;
@@ -91,6 +98,34 @@ impl Dossier {
         let held = (self.actions.iter()).find(|action| key.undo && action.key == undone)?;
         (!held.may_be_felt())
             .then(|| format!("there is nothing to undo: it is {}", held.state.name()))
+    }
+
+    /// A customer who wrote hears that a person released the account, though nothing that was to be undone had arrived.
+    fn tell_of_unlock(&mut self, settings: &Settings, at: Time) -> Option<Event> {
+        let case = self.case.as_ref()?;
+        let Stage::Decided {
+            ruling,
+            at: decided,
+        } = &case.state
+        else {
+            return None;
+        };
+        let (legitimate, since) = (*ruling == Ruling::Legitimate, *decided);
+        let wrote =
+            (case.messages.iter()).any(|held| matches!(held.from, Speaker::Customer { .. }));
+        let undoings = (self.actions.iter())
+            .filter(|held| held.key.undo && held.planned_at >= since)
+            .any(|held| !matches!(held.state, State::Withheld { .. }));
+        let letters = (self.letters.iter())
+            .any(|held| held.to == Recipient::Customer && held.written_at >= since);
+        if *ruling == Ruling::Denied || !wrote || undoings || letters {
+            return None;
+        }
+        let text = statement::of_unlock(legitimate, &self.seen(), &case.id, settings.hold_ms);
+        let by = (self.holds.iter().rev())
+            .find(|hold| hold.since == since)
+            .map(|hold| hold.by.clone());
+        self.write(Recipient::Customer, text, by, at)
     }
 
     /// Why an automated action must not leave now.

@@ -161,7 +161,7 @@ impl Dossier {
     pub fn allow_high_cpu(&mut self, by: &Person, at: Time) -> Vec<Event> {
         let mut events: Vec<_> = self.allow(by, at).into_iter().collect();
         let keys: Vec<_> = (self.actions.iter())
-            .filter(|action| action.is_automated())
+            .filter(|action| action.is_automated() && !self.is_upheld(action, at))
             .map(|action| action.key.clone())
             .collect();
         events.extend(self.undo_each(keys, "a person allowed your account high CPU", &by.0, at));
@@ -234,31 +234,64 @@ impl Dossier {
             .map(|held| held.by.to_string())
             .collect();
         let reasons: Vec<_> = (case.opinions.iter())
-            .map(|held| held.reason.as_str())
+            .map(|held| held.reason.as_str().to_owned())
             .collect();
+        let reasons: Vec<_> = reasons.iter().map(String::as_str).collect();
         let Some(step) = self.ruling else {
             return events;
         };
-        // What stands already is told as it stands.
-        let stands = self.in_effect(step).map(|action| action.targets.clone());
-        let droplets = stands.unwrap_or_else(|| self.suspects());
-        let text = statement::of_people(step, &droplets, &reasons, &id, settings);
         let by = people.join(", ");
         events.extend(self.undo_above(step, &by, at));
-        if droplets.is_empty() && step != Step::Lock {
+        let suspects = self.suspects();
+        if suspects.is_empty() && step != Step::Lock {
             return events;
         }
-        match self.act(step, by.clone(), text.clone(), settings, at) {
-            Some(event) => events.push(event),
-            // It stands already; that people decided so, and why, the customer is told all the same.
-            None => {
-                let until = at.after(settings.throttle_ms);
-                for action in self.actions.iter_mut().filter(|action| {
-                    (action.key.step, action.key.undo) == (step, false) && action.ends_at.is_some()
-                }) {
-                    action.ends_at = action.ends_at.max(Some(until));
-                }
-                events.extend(self.write(Recipient::Customer, text, Some(by), at));
+        let tell =
+            |droplets: &[DropletId]| statement::of_people(step, droplets, &reasons, &id, settings);
+        let held = self.adopt(step, &suspects, &by, at.after(settings.throttle_ms));
+        if let Some(held) = held {
+            // That people decided so, and why, the customer is told all the same.
+            events.extend(self.write(Recipient::Customer, tell(&held), Some(by), at));
+        } else {
+            let text = tell(&suspects);
+            events.extend(self.withhold_for_anew(step, at));
+            events.extend(self.act(step, by, text, settings, at));
+        }
+        events
+    }
+
+    /// What is known to stand on all of `droplets` already is the people's own from now on: no safety lifts it, and it lasts from now.
+    /// Gives the droplets that it stands on. What is still in doubt may never have arrived, and is no substitute.
+    fn adopt(
+        &mut self,
+        step: Step,
+        droplets: &[DropletId],
+        people: &str,
+        until: Time,
+    ) -> Option<Vec<DropletId>> {
+        let stands = |action: &&Action| {
+            let same = (action.key.step, action.key.undo) == (step, false);
+            let done = matches!(action.state, State::Done { .. });
+            same && done && !self.is_undone(&action.key) && action.holds(droplets)
+        };
+        let key = self.actions.iter().find(stands)?.key.clone();
+        let action = self.action(&key).ok()?;
+        let person = people.to_owned();
+        action.by = By::Person { person };
+        action.ends_at = action.ends_at.map(|end| end.max(until));
+        Some(action.targets.clone())
+    }
+
+    /// What one person decided, and has not left yet, makes way for what two decide.
+    fn withhold_for_anew(&mut self, step: Step, at: Time) -> Vec<Event> {
+        let why = "two people decided on it";
+        let mut events = Vec::new();
+        for action in &mut self.actions {
+            let key = action.key.clone();
+            let same = (key.step, key.undo) == (step, false);
+            if same && action.state.withhold(&key, at, why.to_owned()).is_ok() {
+                let why = why.to_owned();
+                events.push(Event::ActionWithheld { key, why });
             }
         }
         events
@@ -274,7 +307,7 @@ impl Dossier {
         self.undo_each(harsher, &why, by, at)
     }
 
-    /// An action that people decided, unless the step is in effect already, or there is no case.
+    /// An action that people decided, on the droplets in question; none without any, or without a case.
     fn act(
         &mut self,
         step: Step,
@@ -285,7 +318,7 @@ impl Dossier {
     ) -> Option<Event> {
         let targets = self.suspects();
         let nobody = targets.is_empty() && step != Step::Lock;
-        if nobody || self.in_effect(step).is_some() || self.by_person(step).is_some() {
+        if nobody {
             return None;
         }
         let case = self.case.as_ref()?.id.clone();
@@ -367,13 +400,19 @@ impl Dossier {
                 self.missing("droplet that mined, or may have: there is nothing to throttle")
             );
         }
+        let stands = |action: &Action| {
+            let peoples = matches!(action.by, By::Person { .. }) && action.is_under_way();
+            let stands = peoples || matches!(action.state, State::Done { .. });
+            stands && (action.key.step, action.key.undo) == (Step::Throttle, false)
+        };
+        let mut held = self.actions.iter().filter(|action| stands(action));
+        if held.any(|action| !self.is_undone(&action.key) && action.holds(&suspects)) {
+            return Err(self.missing("droplet that is not throttled; renew the throttle instead"));
+        }
         let reasons = [reason.as_str()];
         let text = statement::of_people(Step::Throttle, &suspects, &reasons, &case, settings);
         let event = self.act(Step::Throttle, by.to_string(), text, settings, at);
-        match event {
-            Some(event) => Ok(vec![event]),
-            None => Err(self.missing("droplet that is not throttled; renew the throttle instead")),
-        }
+        Ok(event.into_iter().collect())
     }
 
     /// A person lets the throttle in effect go on, for as long as one lasts from now.
@@ -387,10 +426,16 @@ impl Dossier {
         at: Time,
     ) -> Result<Vec<Event>, Refusal> {
         let missing = self.missing("throttle in effect");
-        let held = self.in_effect(Step::Throttle);
-        let key = held.map(|action| action.key.clone()).ok_or(missing)?;
+        self.in_effect(Step::Throttle).ok_or(missing)?;
         let until = at.after(settings.throttle_ms);
-        self.action(&key)?.ends_at = Some(until);
+        let held: Vec<_> = (self.actions.iter())
+            .filter(|action| (action.key.step, action.key.undo) == (Step::Throttle, false))
+            .filter(|action| action.may_be_felt() && !self.is_undone(&action.key))
+            .map(|action| action.key.clone())
+            .collect();
+        for action in (self.actions.iter_mut()).filter(|action| held.contains(&action.key)) {
+            action.ends_at = Some(until);
+        }
         let by = by.clone();
         Ok(vec![Event::ThrottleRenewed { until, by }])
     }

@@ -5,6 +5,7 @@ use davy_evidence::Level;
 use super::{Dossier, Event, Gist, outbox::undone_by};
 use crate::{
     action::{Action, Key, Recipient, State},
+    case::Case,
     decide::{Input, Plan, decide},
     fleet::Fleet,
     policy::{Policies, Step},
@@ -116,9 +117,28 @@ impl Dossier {
             events.push(Event::Paged { case });
             events.extend(self.write(Recipient::OnCall, text, None, at));
         }
+        events.extend(self.remind(settings, at));
         events.extend(self.end_episode(at, settings));
         self.clock = self.clock.max(at);
         events
+    }
+
+    /// An appeal's second review that does not come is nobody's to forget: until it is in, others do not read what came of the first.
+    fn remind(&mut self, settings: &Settings, at: Time) -> Vec<Event> {
+        let due = |case: &&mut Case| {
+            let due = case.reminder_due(settings.step_back_ms);
+            due.is_some_and(|due| due <= at)
+        };
+        let Some(case) = self.case.as_mut().filter(due) else {
+            return Vec::new();
+        };
+        if let Some(seal) = &mut case.sealed {
+            seal.reminded = true;
+        }
+        let case = case.id.clone();
+        let text = statement::page_review(&case, settings.step_back_ms);
+        let page = self.write(Recipient::OnCall, text, None, at);
+        std::iter::once(Event::Paged { case }).chain(page).collect()
     }
 
     /// Whoever released them may be gone.
@@ -150,6 +170,9 @@ impl Dossier {
         }
         if let Some(case) = &mut self.case {
             case.waiting_since = case.waiting_since.map(|since| since.min(at));
+            if let Some(seal) = &mut case.sealed {
+                seal.at = seal.at.min(at);
+            }
         }
         self.ruled_at = self.ruled_at.min(at);
         let latest = at.after(settings.throttle_ms);
@@ -270,7 +293,7 @@ impl Dossier {
         (self.actions.iter())
             .filter(|action| action.ends_at.is_some_and(|end| end <= at))
             .filter(|action| self.is_felt(action) && !self.is_undone(&action.key))
-            .filter(|action| !self.undo_rests(action, at))
+            .filter(|action| !self.undo_rests(action, at) && !self.is_upheld(action, at))
             .map(|action| action.key.clone())
             .collect()
     }
@@ -325,6 +348,7 @@ impl Dossier {
     fn outlasting(&self, settings: &Settings, at: Time) -> Option<(Safety, Vec<Key>)> {
         let keys: Vec<_> = (self.actions.iter())
             .filter(|action| self.is_automations(action) && !self.undo_rests(action, at))
+            .filter(|action| !self.is_upheld(action, at))
             .map(|action| action.key.clone())
             .collect();
         if keys.is_empty() {
@@ -419,6 +443,8 @@ impl Dossier {
             .and_then(|case| case.waiting_since)
             // One ms later: a page is due when the limit has passed.
             .map(|since| since.after(settings.first_answer_ms.plus(Span::ms(1))));
+        let reminder =
+            (self.case.as_ref()).and_then(|case| case.reminder_due(settings.step_back_ms));
         let evidence = self.episode.iter().flat_map(|episode| {
             let stale = (episode.droplets.values())
                 .filter(|droplet| droplet.last.level > Level::Quiet)
@@ -443,6 +469,7 @@ impl Dossier {
             .chain(ends)
             .chain(waits)
             .chain(page)
+            .chain(reminder)
             .chain(evidence)
             .chain(held)
             .chain(withheld)
