@@ -7,7 +7,8 @@
 //! | file | what |
 //! |---|---|
 //! | this | facts, evidence, and carrying a decision into the record |
-//! | `outbox` | actions and letters: what is to be done, learnt of, undone |
+//! | `outbox` | actions and letters: what is to be done, and undone |
+//! | `learn` | what became of it |
 //! | `release` | the last look before one leaves |
 //! | `turn` | what time alone brings, and when to look next |
 //! | `people` | what the customer and the provider's people do |
@@ -17,6 +18,7 @@
 
 mod blind;
 mod event;
+mod learn;
 mod outbox;
 mod people;
 mod release;

@@ -100,6 +100,9 @@ fn what_people_were_refused_holds_nothing_up() {
     world.learn(&throttle, Outcome::Done, 23);
     let why = "no such droplet".to_owned();
     world.learn(&own, Outcome::Refused { why }, 24);
+    let page = world.dossier.letters.last().unwrap();
+    assert_eq!(page.to, Recipient::OnCall);
+    assert!(page.text.contains("refused what people decided"));
     world.tick(24);
     assert_eq!(world.state(&undo_of(&throttle)), State::Planned);
 }

@@ -230,6 +230,15 @@ pub fn page_letter(number: u64, why: &str, case: &CaseId) -> String {
     )
 }
 
+/// For on-call: what people decided does not hold.
+#[must_use]
+pub fn page_measure(key: &str, why: &str, case: &CaseId) -> String {
+    format!(
+        "The control plane refused what people decided ({key}): {why}. It does not hold, and the customer was not told; see `davyctl cases show \
+         {case}`, and decide again"
+    )
+}
+
 /// For on-call: something was not undone.
 #[must_use]
 pub fn page_undo(key: &str, why: &str, case: &CaseId) -> String {
@@ -422,6 +431,7 @@ mod tests {
             page_waiting(&case(), since, true),
             page_undo("acct-1/1/lock/1/undo", "out of order", &case()),
             page_letter(4, "no such ticket", &case()),
+            page_measure("acct-1/1/lock/1", "out of order", &case()),
             page_review(&case(), Span::minutes(120)),
         ] {
             assert!(page.contains("`davyctl cases show acct-1/3`"), "{page}");

@@ -108,6 +108,10 @@ async fn reads(world: &World, reader: &str) -> Vec<(&'static str, String)> {
     let mut all = vec![("list", said(list.await))];
     let show = cases.get_case(by(reader, v1::GetCaseRequest { case: case() }));
     all.push(("show", said(show.await)));
+    // The first case; it may be the last one.
+    let first = case().map(|case| v1::CaseName { number: 1, ..case });
+    let show = cases.get_case(by(reader, v1::GetCaseRequest { case: first }));
+    all.push(("show the first", said(show.await)));
     let account = cases.get_account(by(reader, v1::GetAccountRequest { account: of() }));
     all.push(("account", said(account.await)));
     let request = v1::ReadDecisionsRequest { account: None };
@@ -196,7 +200,18 @@ async fn tries(world: &World) -> Vec<(&'static str, String)> {
 
 #[tokio::test]
 async fn whatever_the_first_review_found_the_second_reviewer_is_answered_the_same() {
-    let (denied, unlocked) = (World::appealed().await, World::appealed().await);
+    let worlds = (World::appealed().await, World::appealed().await);
+    are_answered_the_same(worlds).await;
+}
+
+#[tokio::test]
+async fn nor_does_a_former_case_tell_them() {
+    let denied = World::appealed_after(true).await;
+    assert_eq!(denied.dossier().await.case.unwrap().id.number, 2);
+    are_answered_the_same((denied, World::appealed_after(true).await)).await;
+}
+
+async fn are_answered_the_same((denied, unlocked): (World, World)) {
     for world in [&denied, &unlocked] {
         eventually("all that was to leave has", || async {
             is_settled(world).await

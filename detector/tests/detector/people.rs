@@ -247,6 +247,11 @@ impl World {
 
     /// Locked by ann and bob, and appealed by the customer.
     pub(crate) async fn appealed() -> Self {
+        Self::appealed_after(false).await
+    }
+
+    /// The same; `closed`: in a second case, since theirs was closed.
+    pub(crate) async fn appealed_after(closed: bool) -> Self {
         let world = Self::start().await;
         world.propose("ann", ANNS).await.unwrap();
         world.second("bob", BOBS).await.unwrap();
@@ -256,6 +261,9 @@ impl World {
             dossier.is_locked() && !under_way
         })
         .await;
+        if closed {
+            world.act(|dossier, _, at| dossier.close(at)).await;
+        }
         world
             .act(|dossier, _, at| dossier.hear("k1", "ticket", "This is our own prover!", at))
             .await;

@@ -211,9 +211,19 @@ impl World {
                 }
                 let denied = self.state().oracle.said(name).was_denied(case);
                 self.state().book.seen.denials += u64::from(denied && !decided);
+                if denied && !decided {
+                    let state = self.state();
+                    let said = state.oracle.said(name);
+                    let mut verbs = vec![Verb::Throttle, Verb::PowerDown, Verb::Lock];
+                    verbs.retain(|verb| said.ruled_on(&verb.to_string()));
+                    drop(state);
+                    self.is_peoples(name, &verbs);
+                }
             }
-            // What an unlock was to undo is asked for again, and the unlock stands.
-            Act::TakeBack if decided && !taken_back => {}
+            // What an unlock was to undo is asked for again, and the unlock stands; as every release by hand it sets the hold.
+            Act::TakeBack if decided && !taken_back => {
+                self.tell("unthrottle", json!({"account": name}));
+            }
             Act::TakeBack => tell("undo", json!({})),
             Act::Close => tell("close", json!({})),
             Act::Renew => {
@@ -223,7 +233,8 @@ impl World {
                     .filter(|stands| stands.account == name && stands.verb == Verb::Throttle);
                 throttles.for_each(|stands| stands.since = now);
             }
-            Act::Claim | Act::TakeOver | Act::GiveBack | Act::Answer | Act::Throttle => {}
+            Act::Throttle => self.is_peoples(name, &[Verb::Throttle]),
+            Act::Claim | Act::TakeOver | Act::GiveBack | Act::Answer => {}
             other => panic!("{other:?}"),
         }
         if act == Act::Throttle || measure(act).is_some() {
@@ -231,5 +242,15 @@ impl World {
             self.state().book.measured.insert(name.to_owned(), now);
         }
         self.state().book.seen.by_people += 1;
+    }
+
+    /// What people decide on holds by their word from now on, whoever did it before.
+    fn is_peoples(&self, name: &str, verbs: &[Verb]) {
+        let now = self.now();
+        for stands in self.state().book.stands.values_mut() {
+            if stands.account == name && verbs.contains(&stands.verb) {
+                (stands.since, stands.automated) = (now, false);
+            }
+        }
     }
 }

@@ -96,6 +96,8 @@ pub enum Bend {
     DoubtUnheard,
     /// What is harsher than two people's ruling is not undone with it.
     HarsherStands,
+    /// What two people rule rests on an automated step that may never have arrived.
+    RestsOnDoubt,
     /// The case is lost, and with it what people could undo.
     CaseLost,
     /// Nobody is paged for an undoing that is refused.

@@ -1,6 +1,7 @@
 //! What the customer and the provider's people do.
 
 use davy_decision::{
+    action::{By, State},
     case::{Finding, Opinion, Person},
     dossier::{Event, Refusal},
     policy::Step,
@@ -175,12 +176,21 @@ impl Protocol {
         let given: Vec<_> = (world.texts.iter().filter(|_| !self.bent(Bend::CopiesTaken)))
             .filter_map(|text| reason(*text))
             .collect();
-        let bent = self.bent(Bend::HarsherStands);
+        let (bent, rests) = (
+            self.bent(Bend::HarsherStands),
+            self.bent(Bend::RestsOnDoubt),
+        );
+        let in_doubt = |held: &davy_decision::action::Action| {
+            matches!(held.state, State::Released { .. } | State::Doubtful { .. })
+        };
         let taken = Self::change(world, n, |dossier, _| {
             let opined =
                 dossier.opine(opinion, given.iter().map(|text| ("a case", text)), settings)?;
             if bent {
                 dossier.actions.retain(|held| !held.key.undo);
+            }
+            if rests && dossier.actions.iter().any(in_doubt) {
+                (dossier.actions).retain(|held| !matches!(held.by, By::Person { .. }));
             }
             Ok::<_, Refusal>(opined)
         });

@@ -6,13 +6,13 @@ use davy_decision::{
     dossier::Dossier,
     policy::Step,
     text::Reason,
-    time::Time,
+    time::{Span, Time},
 };
 use stateright::Property;
 
 use crate::{
     Protocol,
-    books::{Broken, Seen},
+    books::{Broken, Seen, Word},
     world::{Name, Replica, World},
 };
 
@@ -29,6 +29,7 @@ pub fn all() -> Vec<Property<Protocol>> {
             undone_in_the_end,
         ),
         Property::always("5: nothing harsher than a ruling stands", nothing_harsher),
+        Property::always("5: what two people rule is carried out", ruling_holds),
         Property::always("6: an undoing that is refused pages", refused_undoing_pages),
         Property::always("8: no more droplets than the budget", within_share),
     ]);
@@ -172,7 +173,10 @@ fn undone_in_the_end(protocol: &Protocol, world: &World) -> bool {
     let wrong = |(name, automated): (&Name, &bool)| {
         let account = world.books.accounts.get(usize::from(name.account));
         let speaks = account.is_some_and(|account| account.speaks(at_ms));
-        let stands = *automated && name.step != Step::Notify && !is_stuck(protocol, world, *name);
+        // What people ruled since is theirs, whoever did it.
+        let theirs = account.is_some_and(|account| account.ruled == Some(name.step));
+        let stands =
+            *automated && !theirs && name.step != Step::Notify && !is_stuck(protocol, world, *name);
         stands && (speaks || world.books.spoken_against.contains(name))
     };
     !world.felt.iter().any(wrong) || !rests(protocol, world)
@@ -186,6 +190,30 @@ fn nothing_harsher(protocol: &Protocol, world: &World) -> bool {
         ruled.is_some_and(|ruled| name.step > ruled) && !is_stuck(protocol, world, *name)
     };
     !world.felt.keys().any(harsher) || !rests(protocol, world)
+}
+
+/// A throttle lasts for a day, ms.
+const THROTTLE_MS: u64 = 86_400_000;
+
+/// At rest, what two people ruled is felt, until their case is taken up again, or the control plane refused it.
+fn ruling_holds(protocol: &Protocol, world: &World) -> bool {
+    // A throttle ends by itself: when it was ruled is not in the books.
+    let short = protocol.time(world.now) - protocol.time(0) < Span::ms(THROTTLE_MS);
+    let holds = |n: u8, step: Step| {
+        // By people, whose keys have a turn of their own.
+        let of = |name: &&Name| (name.account, name.step, name.undo) == (n, step, false);
+        let mut theirs = (world.books.releases.keys()).filter(|name| of(name) && name.turn > 0);
+        let refused =
+            theirs.any(|name| matches!(protocol.state(world, *name), Some(State::Refused { .. })));
+        let felt = |name: &Name| (name.account, name.step) == (n, step);
+        refused || world.felt.keys().any(felt) || (step == Step::Throttle && !short)
+    };
+    let all = (0_u8..).zip(&world.books.accounts).all(|(n, account)| {
+        let decided = account.case.and_then(|case| case.decided);
+        let ruled = account.ruled.filter(|_| decided == Some(Word::Denied));
+        ruled.is_none_or(|step| holds(n, step))
+    });
+    all || !rests(protocol, world)
 }
 
 /// Whoever is on call is told of every undoing that the record knows to be refused.

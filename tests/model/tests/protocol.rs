@@ -204,6 +204,23 @@ fn ruled_in_doubt() -> Config {
     }
 }
 
+/// What people decide while an order of automation's is in doubt, and what speaks against that one alone.
+fn ruled_over_doubt() -> Config {
+    Config {
+        replicas: 1,
+        measures: vec![Step::Throttle],
+        times: seconds(&[0, 90, 4_000]),
+        bounds: Bounds {
+            denials: 2,
+            flags: 1,
+            silences: 1,
+            queries: 2,
+            ..Bounds::default()
+        },
+        ..network()
+    }
+}
+
 /// What people deny with, and that a text is copied.
 fn copying() -> Config {
     Config {
@@ -354,6 +371,13 @@ holds! {
         "a doubt resolved as done",
         "released again",
     ];
+    whatever_people_rule_over_an_order_in_doubt: ruled_over_doubt, [
+        "throttled",
+        "denied by two people",
+        "ruled, and at rest",
+        "a doubt resolved as done",
+        "released again",
+    ];
     whatever_is_copied: copying, ["locked", "denied by two people", "a copied text refused"];
     whatever_is_taken_back: taking_back, ["throttled", "undone", "locked", "denied by two people"];
 }
@@ -389,6 +413,7 @@ noticed! {
     a_persons_step_over_an_unanswered_word_is_noticed: WordUnheard, people, "5: no step of people's over an unanswered word";
     a_ruling_in_doubt_over_an_unanswered_word_is_noticed: DoubtUnheard, ruled_in_doubt, "5: no step of people's over an unanswered word";
     what_is_harsher_than_a_ruling_is_noticed: HarsherStands, people, "5: nothing harsher than a ruling stands";
+    a_ruling_that_rests_on_doubt_is_noticed: RestsOnDoubt, ruled_over_doubt, "5: what two people rule is carried out";
     a_case_that_is_lost_is_noticed: CaseLost, looks, "6: every automated action is undone in one step";
     a_page_that_is_lost_is_noticed: PageLost, refusals, "6: an undoing that is refused pages";
     a_new_key_in_doubt_is_noticed: NewKeyInDoubt, network, "7: one effect per step, account and episode";
