@@ -309,9 +309,12 @@ pub async fn safety(
     if json {
         return Ok((document::pretty(&document::of(&answer)?)?, answer.allowed));
     }
-    let in_force: Vec<_> = (answer.safeties.iter())
+    let in_force = (answer.safeties.iter())
         .filter(|safety| safety.in_force)
-        .map(|safety| document::clean(&safety.name))
+        .map(|safety| document::clean(&safety.name).into());
+    let ruling = Some(&answer.beyond_ruling).filter(|why| !why.is_empty());
+    let in_force: Vec<String> = in_force
+        .chain(ruling.map(|why| document::clean(why).into()))
         .collect();
     let mut text = if answer.allowed {
         format!(

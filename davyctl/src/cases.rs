@@ -72,7 +72,7 @@ pub enum CasesCommand {
         #[arg(long, value_name = "FILE")]
         reason_file: Option<PathBuf>,
     },
-    /// Set the Allow High CPU flag of an account, with or without a case. What automation did to it is undone.
+    /// Set the Allow High CPU flag of an account, with or without a case, and the hold. What automation did to it is undone.
     AllowHighCpu {
         /// The account
         account: String,
@@ -87,8 +87,13 @@ pub enum CasesCommand {
         #[command(flatten)]
         reason: ReasonArgs,
     },
-    /// Let the throttle in effect go on, for as long as one lasts from now.
-    Renew(CaseArgs),
+    /// Let the throttle in effect go on, for as long as one lasts from now. The customer reads the new end, and the reason.
+    Renew {
+        #[command(flatten)]
+        case: CaseArgs,
+        #[command(flatten)]
+        reason: ReasonArgs,
+    },
     /// Lift the throttle, and set the hold.
     UnThrottle(CaseArgs),
     /// Propose to deny: you are the first of two, and nothing happens before the second agrees.
@@ -332,9 +337,11 @@ async fn make(
                 back,
             )
         }
-        CasesCommand::Renew(case) => {
+        CasesCommand::Renew { case, reason } => {
             let back = format!("davyctl cases un-throttle {}", case.case);
-            let request = v1::RenewThrottleRequest { case: case.name() };
+            let case = case.name();
+            let reason = reason.text()?;
+            let request = v1::RenewThrottleRequest { case, reason };
             (cases.renew_throttle(request).await, back)
         }
         CasesCommand::UnThrottle(case) => {

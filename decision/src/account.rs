@@ -158,15 +158,17 @@ impl Payments {
         Cents(self.settled.0.saturating_sub(self.disputed.0))
     }
 
-    /// Whether a payment failed or is overdue at `at`.
+    /// Whether a payment failed or is overdue at `at`. Of an invoice over nothing, nothing is owed.
     #[must_use]
     pub fn troubled(&self, at: Time) -> bool {
-        self.last_invoice
-            .is_some_and(|invoice| match invoice.state {
-                InvoiceState::Failed | InvoiceState::Overdue => true,
-                InvoiceState::Open => invoice.due < at,
-                InvoiceState::Paid => false,
-            })
+        (self
+            .last_invoice
+            .filter(|invoice| invoice.amount > Cents(0)))
+        .is_some_and(|invoice| match invoice.state {
+            InvoiceState::Failed | InvoiceState::Overdue => true,
+            InvoiceState::Open => invoice.due < at,
+            InvoiceState::Paid => false,
+        })
     }
 }
 

@@ -140,4 +140,14 @@ fn an_invoice_that_is_not_due_is_no_trouble() {
     assert!(with(InvoiceState::Open, past).troubled(NOW));
     assert!(with(InvoiceState::Failed, future).troubled(NOW));
     assert!(!with(InvoiceState::Paid, past).troubled(NOW));
+    // Of nothing, nothing is owed.
+    for state in [
+        InvoiceState::Open,
+        InvoiceState::Overdue,
+        InvoiceState::Failed,
+    ] {
+        let mut nothing = with(state, past);
+        nothing.last_invoice.as_mut().unwrap().amount = Cents(0);
+        assert!(!nothing.troubled(NOW), "{state:?}");
+    }
 }

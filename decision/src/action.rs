@@ -71,6 +71,14 @@ pub enum By {
     },
 }
 
+impl By {
+    /// Whether a person asked for it.
+    #[must_use]
+    pub const fn is_person(&self) -> bool {
+        matches!(self, Self::Person { .. })
+    }
+}
+
 /// How far it is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -189,6 +197,10 @@ pub struct Letter {
     /// Whether somebody was paged because it takes too long.
     #[serde(default)]
     pub paged: bool,
+    /// The action that it tells of: to the customer, that it holds; to on-call, of an undoing, that it is not done. Once that is not so
+    /// the letter does not leave.
+    #[serde(default)]
+    pub about: Option<Key>,
 }
 
 /// Something in the outbox.

@@ -165,7 +165,7 @@ pub struct Rank {
     pub settled: bool,
     /// No lock or power-down is in effect.
     pub spared: bool,
-    /// Since when the customer waits; the end of time if they do not.
+    /// Since when the customer waits for an answer, or a decision; the end of time if they do not.
     pub waiting_since: Time,
     /// When it was opened.
     pub opened_at: Time,
@@ -187,6 +187,12 @@ pub struct Case {
     pub waiting_since: Option<Time>,
     /// Whether somebody was paged for this wait.
     pub paged: bool,
+    /// Since when the customer's word waits for a decision: an answer alone is none.
+    #[serde(default)]
+    pub talks_since: Option<Time>,
+    /// When somebody was reminded of that last.
+    #[serde(default)]
+    pub reminded_at: Option<Time>,
     /// When a lock or power-down was appealed; absent: it was not.
     pub appealed_at: Option<Time>,
     /// The opinions since the case was opened, opened again, or appealed.
@@ -277,6 +283,8 @@ impl Case {
             state: State::Open,
             waiting_since: None,
             paged: false,
+            talks_since: None,
+            reminded_at: None,
             appealed_at: None,
             opinions: Vec::new(),
             past: Vec::new(),
@@ -338,7 +346,10 @@ impl Case {
             closed: self.is_closed(),
             settled: !self.is_open() && !self.wants_review(),
             spared: !locked,
-            waiting_since: self.waiting_since.unwrap_or(Time::from_unix_ms(u64::MAX)),
+            waiting_since: (self.waiting_since.into_iter())
+                .chain(self.talks_since)
+                .min()
+                .unwrap_or(Time::from_unix_ms(u64::MAX)),
             opened_at: self.opened_at,
         }
     }
@@ -412,6 +423,9 @@ impl Case {
         match &message.from {
             Speaker::Customer { .. } => {
                 self.wait(message.at);
+                if self.talks_since.is_none() {
+                    (self.talks_since, self.reminded_at) = (Some(message.at), None);
+                }
                 if locked && self.appealed_at.is_none() {
                     self.appeal(message.at);
                 }
@@ -460,6 +474,13 @@ impl Case {
         (self.waiting_since, self.paged) = (None, false);
     }
 
+    /// What the customer said is dealt with.
+    fn decided(&mut self, ruling: Ruling, at: Time) {
+        self.answered();
+        (self.talks_since, self.reminded_at) = (None, None);
+        self.state = State::Decided { ruling, at };
+    }
+
     /// Opinions from before an appeal do not count for it: both reviews are new.
     fn appeal(&mut self, at: Time) {
         self.appealed_at = Some(at);
@@ -506,8 +527,7 @@ impl Case {
             // Nobody's claim keeps a customer locked.
             self.claim(by, true, at)?;
         }
-        self.answered();
-        self.state = State::Decided { ruling, at };
+        self.decided(ruling, at);
         Ok(())
     }
 

@@ -136,6 +136,7 @@ pub fn decide(policies: &Policies, input: &Input) -> Plan {
         }
     }
     steps.retain(|step| !input.taken.contains(step));
+    overruled.extend(withhold_untold(&asked, &mut steps));
     let acts = steps.iter().any(|step| step.is_customer_facing());
     // Every automated action has a case, and nobody is acted on without being told.
     for step in [Step::OpenCase, Step::Notify] {
@@ -161,6 +162,29 @@ pub fn decide(policies: &Policies, input: &Input) -> Plan {
         evidence,
         policy: policies.digest().to_owned(),
     }
+}
+
+/// Every automated action has a case, and nobody is acted on without being told: where a policy forbids either, nothing that reaches
+/// the customer is planned. A forbid beats whatever permits the rest.
+fn withhold_untold(asked: &[Asked], steps: &mut Vec<Step>) -> Vec<String> {
+    let forbids = |answer: &&Asked| {
+        let needed = matches!(answer.step, Step::OpenCase | Step::Notify);
+        needed && !answer.permitted && !answer.policies.is_empty()
+    };
+    let mut overruled = Vec::new();
+    for answer in asked.iter().filter(forbids) {
+        let acting: Vec<_> = steps
+            .extract_if(.., |step| step.is_customer_facing())
+            .collect();
+        overruled.extend(acting.into_iter().map(|step| {
+            format!(
+                "{step}: refused: {} is forbidden by {}, and goes with it",
+                answer.step,
+                answer.policies.join(", ")
+            )
+        }));
+    }
+    overruled
 }
 
 /// What the safeties look at, of a decision's input.
@@ -224,6 +248,13 @@ fn doubt_errors(asked: &[Asked], policies: &Policies, input: &Input, safeties: &
     }
 }
 
+/// Why automation may not take a step, whatever it is for: people have decided that less is enough.
+#[must_use]
+pub fn beyond_ruling(step: Step, ruling: Option<Step>) -> Option<String> {
+    let ruling = ruling.filter(|ruling| step.is_customer_facing() && *ruling < step)?;
+    Some(format!("people decided on no more than to {ruling}"))
+}
+
 /// Why a step that policies permit is not taken: by invariants 1 to 4, and because people have decided that less is enough.
 fn refusal(
     step: Step,
@@ -234,8 +265,8 @@ fn refusal(
     if !step.is_customer_facing() {
         return None;
     }
-    if let Some(ruling) = ruling.filter(|ruling| *ruling < step) {
-        return Some(format!("people decided on no more than to {ruling}"));
+    if let Some(why) = beyond_ruling(step, ruling) {
+        return Some(why);
     }
     if !in_force.is_empty() {
         let names: Vec<_> = in_force.iter().map(|safety| safety.name()).collect();

@@ -377,6 +377,24 @@ fn a_policy_set_without_forbids_has_the_safeties_all_the_same() {
 }
 
 #[test]
+fn nobody_is_acted_on_who_is_not_to_be_told_or_seen() {
+    for needed in ["notify", "open_case"] {
+        let forbid = format!(
+            "@id(\"quiet\") forbid (principal, action == Davy::Action::\"{needed}\", resource);"
+        );
+        let policies = with(&forbid);
+        let plan = decide(&policies, &input(&policies, Level::Mining, 20, 1));
+        assert!(
+            plan.steps.iter().all(|step| !step.is_customer_facing()),
+            "{needed}: {:?}",
+            plan.steps
+        );
+        let why = plan.overruled.join("; ");
+        assert!(why.contains(&format!("{needed} is forbidden by")), "{why}");
+    }
+}
+
+#[test]
 fn a_permit_on_load_alone_or_on_one_class_is_overruled_in_code() {
     let open = "@id(\"all\") permit (principal, action, resource);";
     let files = BTreeMap::from([("open.cedar".to_owned(), open.to_owned())]);

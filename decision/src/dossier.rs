@@ -12,13 +12,15 @@
 //! | `release` | the last look before one leaves |
 //! | `turn` | what time alone brings, and when to look next |
 //! | `people` | what the customer and the provider's people do |
-//! | `ruling` | what people decide |
+//! | `ruling` | what people decide against it |
+//! | `lifting` | what people lift |
 //! | `blind` | what one reviewer of an appeal may see while another's review is kept from them |
 //! | `event` | what happened, and why something did not |
 
 mod blind;
 mod event;
 mod learn;
+mod lifting;
 mod outbox;
 mod people;
 mod release;
@@ -157,13 +159,22 @@ impl Dossier {
         }
     }
 
-    /// Takes newer facts.
+    /// Takes newer facts, as they were asked for.
     ///
     /// # Errors
     /// If they cannot be.
     pub fn inform(&mut self, newer: Facts, at: Time) -> Result<Vec<Event>, Refusal> {
-        newer.check(at)?;
+        let events = self.told(newer, at)?;
         (self.fetch_failed, self.fetched_at) = (None, Some(at));
+        Ok(events)
+    }
+
+    /// Takes facts that somebody pushed. They are asked for all the same: a push may say little.
+    ///
+    /// # Errors
+    /// If they cannot be.
+    pub fn told(&mut self, newer: Facts, at: Time) -> Result<Vec<Event>, Refusal> {
+        newer.check(at)?;
         let changed = self.facts.update(newer.as_of_at_most(at));
         if let (Some(episode), Some(known)) = (&mut self.episode, &self.facts.droplets) {
             episode.recognise(known.value.keys());
@@ -253,11 +264,19 @@ impl Dossier {
             holds: self.holds.clone(),
             conversation: self.conversation.clone(),
             fleet: fleet.without_notice(&self.account),
-            throttled: self.in_effect(Step::Throttle).is_some(),
+            throttled: self.is_throttled(),
             ruling: self.ruling,
             taken,
             episode,
         })
+    }
+
+    /// Whether a throttle is known to hold: one that may never have arrived is no milder step that was taken.
+    fn is_throttled(&self) -> bool {
+        let done = |action: &&Action| matches!(action.state, State::Done { .. });
+        let throttles = (self.actions.iter())
+            .filter(|action| (action.key.step, action.key.undo) == (Step::Throttle, false));
+        (throttles.filter(done)).any(|action| !self.is_undone(&action.key))
     }
 
     /// Every safety, as of `at`, for acting on `targets`; facts that change count if at most `facts_fresh` old.
@@ -291,7 +310,8 @@ impl Dossier {
     /// withheld was not taken. A case that people have decided is one for as long as their decision keeps automation away, or stands.
     fn taken(&self, episode: u64, at: Time) -> Vec<Step> {
         let counts = |action: &&Action| {
-            let automated = action.key.episode == episode && action.key.turn == 0;
+            let by_davy = action.key.turn == 0 || !action.by.is_person();
+            let automated = action.key.episode == episode && by_davy;
             let counts = if automated {
                 !matches!(action.state, State::Withheld { .. })
             } else {
@@ -353,7 +373,7 @@ impl Dossier {
                             account: self.account.clone(),
                             episode,
                             step,
-                            turn: 0,
+                            turn: self.automated_turn(episode, step),
                             undo: false,
                         },
                         targets: plan.targets.clone(),

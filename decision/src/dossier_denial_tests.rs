@@ -76,9 +76,8 @@ fn what_people_hold_is_not_lifted_by_the_end_of_what_automation_did() {
         actions.any(|held| held.key.undo && held.key.step == Step::Throttle)
     };
     assert!(!undoing(&world));
-    world
-        .dossier
-        .allow_high_cpu(&person("cid"), minute(21 + 1_440));
+    let settings = world.settings.clone();
+    (world.dossier).allow_high_cpu(&person("cid"), &settings, minute(21 + 1_440));
     assert!(!undoing(&world));
     // A person who lifts it lifts both.
     let settings = world.settings.clone();
@@ -160,7 +159,12 @@ fn a_denial_is_for_every_droplet_that_mined() {
         // Renewed, both last.
         world
             .dossier
-            .renew(&ann(), &settings, minute(1_000))
+            .renew(
+                &ann(),
+                &Reason::try_from(FOUR.to_owned()).unwrap(),
+                &settings,
+                minute(1_000),
+            )
             .unwrap();
         for key in [&own, &throttle] {
             let ends_at = action(&world, key).ends_at;
@@ -258,4 +262,174 @@ fn somebody_is_reminded_of_a_second_review_once() {
     world.tick(42 + 120);
     world.tick(42 + 121);
     assert_eq!(pages(&world), 1);
+}
+
+#[test]
+fn whoever_is_told_of_an_end_is_told_of_another_one() {
+    let (mut world, throttle) = World::throttled();
+    let settings = world.settings.clone();
+    let reason = Reason::try_from(FOUR.to_owned()).unwrap();
+    (world
+        .dossier
+        .renew(&ann(), &reason, &settings, minute(1_000)))
+    .unwrap();
+    let told = to_customer(&world);
+    let end = minute(1_000 + 1_440).to_string();
+    assert!(told[0].contains(&end) && told[0].contains(FOUR), "{told:?}");
+    // One that is lifted before the letter leaves is not told of.
+    world
+        .dossier
+        .unthrottle(&ann(), &settings, minute(1_001))
+        .unwrap();
+    let number = world.dossier.letters[0].number;
+    let parcel = crate::action::Parcel::Letter {
+        account: world.dossier.account.clone(),
+        number,
+    };
+    let World {
+        dossier,
+        fleet,
+        policies,
+        settings,
+    } = &mut world;
+    (dossier.release(&parcel, None, (fleet, policies), settings, minute(1_001))).unwrap();
+    assert!(matches!(
+        world.dossier.letters[0].state,
+        State::Withheld { .. }
+    ));
+    assert_eq!(world.state(&undo_of(&throttle)), State::Planned);
+}
+
+#[test]
+fn an_end_that_could_not_be_asked_for_is_not_asked_for_after_a_renewal() {
+    let (mut world, throttle) = World::throttled();
+    world.tick(20 + 1_440);
+    let undo = undo_of(&throttle);
+    world.release(&undo, 20 + 1_440);
+    let why = "busy".to_owned();
+    world.learn(&undo, Outcome::Refused { why }, 20 + 1_440);
+    let settings = world.settings.clone();
+    let reason = Reason::try_from(FOUR.to_owned()).unwrap();
+    (world
+        .dossier
+        .renew(&ann(), &reason, &settings, minute(20 + 1_441)))
+    .unwrap();
+    world.tick(20 + 1_480);
+    assert!(matches!(world.state(&undo), State::Withheld { .. }));
+    world.tick(20 + 1_441 + 1_440);
+    assert_eq!(world.state(&undo), State::Planned);
+}
+
+#[test]
+fn a_word_that_is_taken_back_is_told_and_the_hold_of_it_stays() {
+    let (mut world, throttle) = World::throttled();
+    let settings = world.settings.clone();
+    (world.dossier).allow_high_cpu(&ann(), &settings, minute(30));
+    carry_out(&mut world, &undo_of(&throttle), 30);
+    (world.dossier)
+        .disallow_high_cpu(&person("ben"), minute(40))
+        .unwrap();
+    let told = to_customer(&world);
+    assert!(told[0].contains("took back that your account"), "{told:?}");
+    let looked = world
+        .dossier
+        .safeties(&world.fleet, &settings, Span::days(1), &[], minute(41));
+    let held = looked
+        .iter()
+        .find(|looked| looked.safety == Safety::UnlockHold);
+    assert!(held.unwrap().in_force);
+    // So of an unlock that is taken back.
+    let (mut world, _) = World::throttled();
+    world.unlock(true, 30);
+    (world
+        .dossier
+        .take_back(&person("ben"), &settings, minute(31)))
+    .unwrap();
+    let told = to_customer(&world);
+    assert!(told[0].contains("took back that your account"), "{told:?}");
+}
+
+#[test]
+fn a_hold_set_by_a_clock_that_went_back_lasts_its_time_by_the_right_one() {
+    let (mut world, _) = World::throttled();
+    let day = 24 * 60;
+    world.tick(100 * day);
+    world.unlock(false, 30);
+    let until = world.dossier.holds.last().unwrap().until;
+    assert_eq!(until, minute(130 * day));
+}
+
+#[test]
+fn automation_that_has_not_left_yet_is_taken_back_too() {
+    let mut world = World::throttling();
+    let throttle = world.key(Step::Throttle, false);
+    let settings = world.settings.clone();
+    (world
+        .dossier
+        .take_back(&person("ben"), &settings, minute(21)))
+    .unwrap();
+    assert!(matches!(world.state(&throttle), State::Withheld { .. }));
+}
+
+#[test]
+fn what_is_on_nobodys_droplets_any_more_ends() {
+    let (mut world, throttle) = World::throttled();
+    let mut told = facts(minute(30));
+    told.droplets = known(std::collections::BTreeMap::default(), minute(30));
+    world.dossier.inform(told, minute(30)).unwrap();
+    let due = world.dossier.due(&world.fleet, &world.settings, minute(30));
+    assert_eq!(due, Some(minute(30)));
+    world.tick(30);
+    assert_eq!(world.state(&undo_of(&throttle)), State::Planned);
+}
+
+#[test]
+fn a_customer_with_an_answer_and_no_decision_is_not_forgotten() {
+    let (mut world, _) = World::throttled();
+    says(&mut world, "m1", 40);
+    (world.dossier)
+        .answer(&person("cid"), "I look at it now.", minute(45))
+        .unwrap();
+    let pages = |world: &World| {
+        let letters = world.dossier.letters.iter();
+        letters
+            .filter(|letter| letter.text.contains("has an answer, and no decision"))
+            .count()
+    };
+    for day in 1..4 {
+        world.tick(40 + day * 1_440 - 1);
+        assert_eq!(pages(&world), usize::try_from(day).unwrap() - 1);
+        world.tick(40 + day * 1_440);
+        assert_eq!(pages(&world), usize::try_from(day).unwrap());
+    }
+    let rank = world.dossier.case.as_ref().unwrap().rank(false);
+    assert_eq!(rank.waiting_since, minute(40));
+    world.unlock(true, 5_000);
+    world.tick(9_000);
+    assert_eq!(pages(&world), 3);
+}
+
+#[test]
+fn only_a_throttle_that_is_known_to_hold_is_a_milder_step_that_was_taken() {
+    let (mut world, throttle) = in_doubt();
+    let throttled = |world: &World| {
+        let (fleet, settings) = (&world.fleet, &world.settings);
+        let input = world.dossier.input(fleet, "p", settings, minute(22));
+        input.unwrap().throttled
+    };
+    assert!(!throttled(&world));
+    world.learn(&throttle, Outcome::Done, 22);
+    assert!(throttled(&world));
+}
+
+#[test]
+fn facts_that_were_pushed_do_not_stand_in_for_those_that_are_asked_for() {
+    let mut world = World::new();
+    world.dossier.observe(mining(0, 20), &world.settings);
+    world
+        .dossier
+        .fetch_failed("it is down".to_owned(), minute(21));
+    world.dossier.told(facts(minute(22)), minute(22)).unwrap();
+    assert!(world.dossier.fetch_failed.is_some());
+    assert!(world.dossier.wants_facts(&world.settings, minute(22)));
 }

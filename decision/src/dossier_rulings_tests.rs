@@ -202,7 +202,18 @@ fn a_measure_on_droplets_of_which_none_shows_evidence_is_refused() {
             "{refused}"
         );
     }
-    denies(&mut world, "ann", Step::Lock, ONE, 401).unwrap();
+    // Nor is an account locked for what Davy has not seen.
+    let refused = denies(&mut world, "ann", Step::Lock, ONE, 401).unwrap_err();
+    assert!(refused.to_string().contains("of its own"), "{refused}");
+    // Of what it has seen it may be, though those droplets are deleted since.
+    world
+        .dossier
+        .observe(mining(401, 410), &world.settings.clone());
+    let mut none = super::tests::facts(minute(411));
+    none.droplets = super::tests::known(std::collections::BTreeMap::default(), minute(411));
+    world.dossier.inform(none, minute(411)).unwrap();
+    denies(&mut world, "ann", Step::Throttle, ONE, 412).unwrap_err();
+    denies(&mut world, "ann", Step::Lock, ONE, 412).unwrap();
 }
 
 #[test]
@@ -280,7 +291,10 @@ fn what_people_decided_does_not_leave_once_the_customer_has_spoken() {
 #[test]
 fn an_unlock_waits_for_nobodys_claim_and_takes_no_other_persons_word() {
     let (mut world, _) = World::throttled();
-    world.dossier.allow_high_cpu(&person("ben"), minute(25));
+    let settings = world.settings.clone();
+    world
+        .dossier
+        .allow_high_cpu(&person("ben"), &settings, minute(25));
     world
         .dossier
         .claim(&person("ben"), false, minute(26))

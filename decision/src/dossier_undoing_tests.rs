@@ -91,7 +91,11 @@ fn what_automation_did_ends_with_a_safety_though_the_episode_has_ended() {
     // It lasts, by a person's word; the droplet is quiet for a day.
     let day = 24 * 60;
     let settings = world.settings.clone();
-    world.dossier.renew(&ann(), &settings, minute(day)).unwrap();
+    let reason = Reason::try_from(ONE.to_owned()).unwrap();
+    (world.dossier.renew(&ann(), &reason, &settings, minute(day))).unwrap();
+    for letter in &mut world.dossier.letters {
+        letter.state = State::Done { at: minute(day) };
+    }
     world.tick(day + 30);
     assert!(world.dossier.episode.is_none());
     // Facts are asked for while it is felt.
@@ -511,16 +515,16 @@ fn a_throttle_that_is_about_to_leave_is_one_and_is_lifted_like_one() {
 }
 
 #[test]
-fn what_was_sent_once_is_sent_again_as_it_was() {
+fn what_was_sent_once_and_given_up_is_planned_anew_under_a_key_of_its_own() {
     let mut world = World::throttling();
     let key = world.key(Step::Throttle, false);
     world.release(&key, 21);
-    let of = |world: &World| {
-        let parcel = Parcel::Action(key.clone());
-        let order = world.dossier.order(&parcel, &world.settings).unwrap();
-        (order.text, order.droplets, order.case)
+    let of = |world: &World, key: &Key| {
+        let held = world.dossier.actions.iter().find(|held| held.key == *key);
+        let held = held.unwrap();
+        (held.statement.clone(), held.ends_at, held.planned_at)
     };
-    let first = of(&world);
+    let first = of(&world, &key);
     never_seen(&mut world, &key, 22);
     let missing = Some(Err("down".to_owned()));
     assert!(matches!(
@@ -528,10 +532,21 @@ fn what_was_sent_once_is_sent_again_as_it_was() {
         State::Withheld { .. }
     ));
     world.dossier.inform(facts(minute(40)), minute(40)).unwrap();
-    world
-        .dossier
-        .observe(mining(20, 40), &world.settings.clone());
+    let settings = world.settings.clone();
+    world.dossier.observe(mining(20, 40), &settings);
     world.decide(40);
-    assert_eq!(world.release(&key, 40), State::Released { at: minute(40) });
-    assert_eq!(of(&world), first);
+    // What that key said stays what it says, and is as old as it is.
+    assert_eq!(of(&world, &key), first);
+    assert!(matches!(world.state(&key), State::Withheld { .. }));
+    let anew = Key { turn: 1, ..key };
+    assert_eq!(world.release(&anew, 40), State::Released { at: minute(40) });
+    let (text, ends_at, _) = of(&world, &anew);
+    assert!(text.contains("mining for 40 min"), "{text}");
+    assert_eq!(ends_at, Some(minute(40 + 1_440)));
+    // It is taken once.
+    world.learn(&anew, Outcome::Done, 40);
+    world.decide(41);
+    let throttles = world.dossier.actions.iter();
+    let throttles = throttles.filter(|held| held.key.step == Step::Throttle);
+    assert_eq!(throttles.count(), 2);
 }

@@ -91,9 +91,13 @@ pub fn of_people(
     step: Step,
     droplets: &[DropletId],
     reasons: &[&str],
+    ends_at: Option<Time>,
     case: &CaseId,
     settings: &Settings,
 ) -> String {
+    let end = ends_at.map_or_else(String::new, |end| {
+        format!(" It ends by itself on {end}, unless a person extends it.")
+    });
     let rule = if reasons.len() > 1 {
         "what a customer may not do is decided by two people, each with reasons of their own"
             .to_owned()
@@ -110,7 +114,7 @@ pub fn of_people(
         ""
     };
     format!(
-        "{}. This was decided by people, not automatically.\n\nWhat they saw, and why they decided so, in their words:\n\
+        "{}.{end} This was decided by people, not automatically.\n\nWhat they saw, and why they decided so, in their words:\n\
          {}\n\nWhich rule applied: {rule}.\n\n{appeal}{}",
         done(step, droplets),
         reasons
@@ -119,6 +123,39 @@ pub fn of_people(
             .collect::<Vec<_>>()
             .join("\n"),
         answer(case, settings)
+    )
+}
+
+/// That a person lets a throttle go on, to another end than was said.
+#[must_use]
+pub fn of_renewal(
+    droplets: &[DropletId],
+    until: Time,
+    reason: &str,
+    case: &CaseId,
+    settings: &Settings,
+) -> String {
+    format!(
+        "{}, for longer than we wrote: it ends by itself on {until}, unless a person extends it again. A person decided this, not \
+         automatically.\n\nWhat they saw, and why they decided so, in their words:\n- {reason}\n\nWhich rule applied: a person may let a cap \
+         go on for {} at a time.\n\n{}",
+        done(Step::Throttle, droplets),
+        settings.throttle_ms,
+        answer(case, settings)
+    )
+}
+
+/// That an account may not use as much CPU as it likes any more; `held`: until when nothing is done automatically, if it is.
+#[must_use]
+pub fn of_withdrawal(seen: &str, held: Option<Time>, case: &CaseId) -> String {
+    let held = held.map_or_else(String::new, |until| {
+        format!(" Nothing is done automatically before {until}.")
+    });
+    format!(
+        "A person took back that your account may use as much CPU as it likes. Nothing is done to your account by this: how its droplets \
+         compute is looked at as before.{held} A person decided this; it was not automated.\n\nWhat was seen: {seen}.\n\nWhich rule applied: a \
+         person's word that allows an account high CPU ends with a person's word.\n\nIf this is wrong, answer this message (case {case}); a \
+         person reads it."
     )
 }
 
@@ -210,6 +247,19 @@ pub fn page_waiting(case: &CaseId, since: Time, locked: bool) -> String {
     };
     format!(
         "The customer of case {case} has waited for a person since {since}{locked}. `davyctl cases show {case}`"
+    )
+}
+
+/// For on-call: nobody has decided on what the customer said.
+#[must_use]
+pub fn page_undecided(case: &CaseId, since: Time, unanswered: bool) -> String {
+    let answered = if unanswered {
+        "has no answer yet"
+    } else {
+        "has an answer, and no decision"
+    };
+    format!(
+        "The customer of case {case} wrote on {since} and {answered}; nothing is done automatically meanwhile. `davyctl cases show {case}`"
     )
 }
 
@@ -328,7 +378,8 @@ mod tests {
         let reasons = ["the first one", "and the second"];
         let droplets = ["d-1".try_into().unwrap(), "d-2".try_into().unwrap()];
         let of = |step, reasons: &[&str]| {
-            of_people(step, &droplets, reasons, &case(), &Settings::default())
+            let end = (step == Step::Throttle).then_some(END);
+            of_people(step, &droplets, reasons, end, &case(), &Settings::default())
         };
         for step in [Step::Throttle, Step::PowerDown, Step::Lock] {
             let text = of(step, &reasons);
@@ -349,7 +400,11 @@ mod tests {
         }
         says(
             &of(Step::Throttle, &reasons[..1]),
-            &["a person may cap", "for 1 d;", "ends by itself"],
+            &[
+                "a person may cap",
+                "for 1 d;",
+                "ends by itself on 2019-05-29T16:43:00Z",
+            ],
         );
     }
 
@@ -388,6 +443,29 @@ mod tests {
                 "A person wrote this",
                 "What was seen so far: nothing new",
                 "Which rule applied",
+            ],
+        );
+        says(
+            &of_renewal(
+                &["d-1".try_into().unwrap()],
+                END,
+                "it mines on",
+                &case(),
+                &Settings::default(),
+            ),
+            &[
+                "d-1",
+                "ends by itself on 2019-05-29T16:43:00Z",
+                "it mines on",
+                "A person decided",
+            ],
+        );
+        says(
+            &of_withdrawal("nothing new", Some(END), &case()),
+            &[
+                "took back",
+                "before 2019-05-29T16:43:00Z",
+                "What was seen: nothing new",
             ],
         );
         says(
@@ -431,6 +509,7 @@ mod tests {
             page_waiting(&case(), since, true),
             page_undo("acct-1/1/lock/1/undo", "out of order", &case()),
             page_letter(4, "no such ticket", &case()),
+            page_undecided(&case(), since, true),
             page_measure("acct-1/1/lock/1", "out of order", &case()),
             page_review(&case(), Span::minutes(120)),
         ] {

@@ -68,6 +68,7 @@ pub fn of(event: &Event) -> String {
             Recipient::Customer => format!("letter {number} goes to the customer"),
             Recipient::OnCall => format!("letter {number} goes to on-call"),
         },
+        Event::LetterWithheld { number, why } => format!("letter {number} does not leave: {why}"),
         Event::HoldSet { until, by } => {
             format!("hold set by {by}: no automated action before {until}")
         }

@@ -1,7 +1,8 @@
 //! `SafetyService.Check`: the same safeties, for any other automation of the provider's that is about to act on an account.
 //!
-//! It answers "allowed" only if every safety was looked at, on facts at most a minute old, and none is in force. Facts that are older are
-//! fetched anew; if they cannot be, the answer is no, by `unknown_standing`. It is a question: nothing is written. An account of
+//! It answers "allowed" only if every safety was looked at, on facts that the directory gave at most a minute ago, none is in force, and
+//! people have not decided on less: as Davy asks itself before a step leaves. Facts that were pushed do not stand in for the
+//! directory's; where it cannot be asked the answer is no, by `unknown_standing`. It is a question: nothing is written. An account of
 //! which neither Davy nor the directory knows, or a step that is none, is an error and never an answer.
 
 use std::collections::HashMap;
@@ -9,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use davy_decision::{
     account::{AccountId, DropletId, Facts},
+    decide::beyond_ruling,
     dossier::Dossier,
     policy::Step,
     safety::doubtful,
@@ -83,21 +85,26 @@ impl Safeties {
     /// Brings a copy of the record up to date, or says in it why that cannot be.
     async fn refresh(&self, dossier: &mut Dossier, known: bool) -> Result<(), Status> {
         let (at, settings) = (self.desk.now(), &self.desk.settings);
-        let fresh = settings.release_facts_fresh_ms;
         let account = dossier.account.clone();
-        let old = |dossier: &Dossier, at| !doubtful(&dossier.facts, at, fresh).is_empty();
-        if let Some(facts) = self.remembered(&account, at, settings) {
-            // Nothing that was remembered can be of the future.
-            let _ = dossier.inform(facts, at);
-        }
-        if !old(dossier, at) && dossier.fetch_failed.is_none() {
+        if let Some(facts) = self.remembered(&account, at, settings)
+            // What the answer lacks is not known, whatever was known before; nothing that was remembered can be of the future.
+            && doubtful(&facts, at, settings.release_facts_fresh_ms).is_empty()
+            && dossier.inform(facts, at).is_ok()
+        {
             return Ok(());
         }
         let answer = self.directory.facts(&account).await;
         let at = self.desk.now();
         match answer {
             Ok(facts) => match dossier.inform(facts.clone(), at) {
-                Ok(_) => self.remember(&account, &facts, at),
+                Ok(_) => {
+                    // As at a release: what the answer lacks is not known now.
+                    let lacking = doubtful(&facts, at, settings.release_facts_fresh_ms);
+                    match lacking.into_iter().next() {
+                        Some(lacking) => drop(dossier.fetch_failed(lacking, at)),
+                        None => self.remember(&account, &facts, at),
+                    }
+                }
                 Err(refusal) => drop(dossier.fetch_failed(refusal.to_string(), at)),
             },
             Err(DirectoryError::Unknown { .. }) if !known => {
@@ -124,7 +131,7 @@ impl SafetyService for Safeties {
             droplets,
         } = request.into_inner();
         let account = account_id(account)?;
-        step(&action)?;
+        let step = step(&action)?;
         if droplets.len() > DROPLETS_MAX {
             return Err(Status::invalid_argument(format!(
                 "{} droplets: at most {DROPLETS_MAX} in one question",
@@ -161,8 +168,10 @@ impl SafetyService for Safeties {
         };
         let fresh = settings.release_facts_fresh_ms;
         let looked = dossier.safeties(&fleet, settings, fresh, &targets, at);
+        let beyond_ruling = beyond_ruling(step, dossier.ruling).unwrap_or_default();
         Ok(Response::new(v1::CheckResponse {
-            allowed: !looked.iter().any(|looked| looked.in_force),
+            allowed: beyond_ruling.is_empty() && !looked.iter().any(|looked| looked.in_force),
+            beyond_ruling,
             safeties: show::safeties(looked),
             as_of_unix_ms: at.unix_ms(),
             facts_as_of_unix_ms: oldest(&dossier.facts).map(Time::unix_ms),

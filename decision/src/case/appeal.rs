@@ -30,6 +30,9 @@ pub struct Seal {
     pub waiting_since: Option<Time>,
     /// Whether somebody was paged for it.
     pub paged: bool,
+    /// Since when their word waited for a decision.
+    #[serde(default)]
+    pub talks_since: Option<Time>,
     /// Whether a lock or power-down was in effect.
     pub locked: bool,
     /// How many opinions stood for nothing any more.
@@ -64,6 +67,7 @@ impl Case {
                 state: self.state.clone(),
                 waiting_since: self.waiting_since,
                 paged: self.paged,
+                talks_since: self.talks_since,
                 locked,
                 past: self.past.len(),
             });
@@ -125,8 +129,7 @@ impl Case {
         let Some(ruling) = self.ruling().filter(|_| was_open) else {
             return Ok(None);
         };
-        self.answered();
-        self.state = State::Decided { ruling, at };
+        self.decided(ruling, at);
         Ok(Some(ruling))
     }
 
@@ -207,12 +210,14 @@ impl Case {
             state,
             waiting_since,
             paged,
+            talks_since,
             locked: _,
             past,
             withdrawn: _,
             reminded: _,
         } = seal;
         (seen.state, seen.waiting_since, seen.paged) = (state, waiting_since, paged);
+        (seen.talks_since, seen.reminded_at) = (talks_since, None);
         let reviews = seen.past.split_off(past.min(seen.past.len()));
         let own = |held: &Opinion| held.by == *person;
         seen.past.extend(reviews.into_iter().filter(own));
@@ -225,7 +230,10 @@ impl Case {
         });
         for Message { at, from, .. } in seen.messages.iter().filter(|held| held.at >= since) {
             seen.waiting_since = match from {
-                Speaker::Customer { .. } => seen.waiting_since.or(Some(*at)),
+                Speaker::Customer { .. } => {
+                    seen.talks_since = seen.talks_since.or(Some(*at));
+                    seen.waiting_since.or(Some(*at))
+                }
                 Speaker::Person { .. } | Speaker::Automation => None,
             };
         }

@@ -129,6 +129,13 @@ pub enum Event {
         /// Why.
         why: String,
     },
+    /// A letter was not sent.
+    LetterWithheld {
+        /// Its number.
+        number: u64,
+        /// Why.
+        why: String,
+    },
     /// Something was learnt of a parcel.
     Learned {
         /// Which.

@@ -89,7 +89,7 @@ impl Dossier {
         let sealed = self.sealed.is_some();
         if fleet.holds(&self.account)
             && !sealed
-            && !self.actions.iter().any(|action| self.is_felt(action))
+            && !(self.actions.iter()).any(|held| held.is_automated() && self.is_felt(held))
         {
             errands.push(Errand::FreeBudget);
         }
@@ -102,13 +102,35 @@ impl Dossier {
         action.is_none_or(|action| !action.is_under_way())
     }
 
-    /// The notice of an automated step that is more than one.
+    /// The last notice of an automated step's episode.
     pub(super) fn notice_of(&self, action: &Action) -> Option<&Action> {
-        let key = Key {
-            step: Step::Notify,
-            ..action.key.clone()
+        self.last_automated(action.key.episode, Step::Notify)
+    }
+
+    /// What automation planned last of a step in an episode, whoever holds it now.
+    pub(super) fn last_automated(&self, episode: u64, step: Step) -> Option<&Action> {
+        let of = |held: &&Action| {
+            let by_davy = held.key.turn == 0 || !held.by.is_person();
+            by_davy && (held.key.episode, held.key.step, held.key.undo) == (episode, step, false)
         };
-        (self.actions.iter()).find(|held| held.key == key)
+        (self.actions.iter())
+            .filter(of)
+            .max_by_key(|held| held.key.turn)
+    }
+
+    /// The turn of an automated step's next plan. A key that was sent names what it said then: if it is known never to have arrived,
+    /// and was given up, what is planned now has a key of its own.
+    pub(super) fn automated_turn(&self, episode: u64, step: Step) -> u32 {
+        match self.last_automated(episode, step) {
+            None => 0,
+            Some(held) if held.sent && matches!(held.state, State::Withheld { .. }) => {
+                let same =
+                    |action: &&Action| (action.key.episode, action.key.step) == (episode, step);
+                let turns = (self.actions.iter().filter(same)).map(|action| action.key.turn);
+                turns.max().unwrap_or(0).saturating_add(1)
+            }
+            Some(held) => held.key.turn,
+        }
     }
 
     fn is_being_told(&self, action: &Action) -> bool {
@@ -187,12 +209,15 @@ impl Dossier {
         match self.actions.iter_mut().find(|held| held.key == key) {
             // What was sent before, or the control plane refused to undo, is tried again as it was: a key names one content.
             Some(held)
-                if (held.sent && matches!(held.state, State::Withheld { .. }))
-                    || (key.undo && matches!(held.state, State::Refused { .. })) =>
+                if key.undo
+                    && (matches!(held.state, State::Refused { .. })
+                        || (held.sent && matches!(held.state, State::Withheld { .. }))) =>
             {
                 (held.state, held.planned_at) = (State::Planned, action.planned_at);
             }
-            Some(held) if matches!(held.state, State::Withheld { .. }) => *held = action,
+            Some(held) if matches!(held.state, State::Withheld { .. }) && !held.sent => {
+                *held = action;
+            }
             Some(_) => return None,
             None => self.actions.push(action),
         }
@@ -217,6 +242,18 @@ impl Dossier {
         by: Option<String>,
         at: Time,
     ) -> Option<Event> {
+        self.write_about(None, to, text, by, at)
+    }
+
+    /// The same, of an action: it is worth sending for as long as what it says is so, see [`Letter::about`].
+    pub(super) fn write_about(
+        &mut self,
+        about: Option<Key>,
+        to: Recipient,
+        text: String,
+        by: Option<String>,
+        at: Time,
+    ) -> Option<Event> {
         let case = self.case.as_ref()?.id.clone();
         self.letters_written += 1;
         let number = self.letters_written;
@@ -229,6 +266,7 @@ impl Dossier {
             written_at: at,
             state: State::Planned,
             paged: false,
+            about,
         });
         if self.letters.len() > PARCELS_MAX {
             let settled = |letter: &Letter| !letter.state.is_under_way();
@@ -314,7 +352,7 @@ impl Dossier {
     pub(super) fn page_undo(&mut self, key: &Key, why: &str, at: Time) -> Option<Event> {
         let case = self.case.as_ref()?.id.clone();
         let text = statement::page_undo(&key.to_string(), why, &case);
-        self.write(Recipient::OnCall, text, None, at)
+        self.write_about(Some(key.clone()), Recipient::OnCall, text, None, at)
     }
 
     /// The safeties that speak for the customer themselves: not those that come from not knowing, nor the fleet's.
@@ -423,6 +461,27 @@ impl Dossier {
             }
         }
         events
+    }
+
+    /// Everything in the outbox, settled or not.
+    pub(super) fn parcels(&self) -> Vec<Parcel> {
+        let actions = (self.actions.iter()).map(|action| Parcel::Action(action.key.clone()));
+        let letters = (self.letters.iter()).map(|letter| Parcel::Letter {
+            account: self.account.clone(),
+            number: letter.number,
+        });
+        actions.chain(letters).collect()
+    }
+
+    pub(super) fn state_mut(&mut self, parcel: &Parcel) -> Option<&mut State> {
+        match parcel {
+            Parcel::Action(key) => (self.actions.iter_mut())
+                .find(|action| action.key == *key)
+                .map(|action| &mut action.state),
+            Parcel::Letter { number, .. } => (self.letters.iter_mut())
+                .find(|letter| letter.number == *number)
+                .map(|letter| &mut letter.state),
+        }
     }
 }
 

@@ -8,11 +8,14 @@ use crate::{
     safety::Conversation,
     settings::Settings,
     statement,
-    time::Time,
+    time::{Span, Time},
 };
 
 /// Longest message, bytes; of a customer's longer one the beginning is kept, and heard.
 pub const MESSAGE_BYTES_MAX: usize = 64 << 10;
+
+/// Two replicas' clocks differ by less.
+const CLOCKS_DIFFER_MAX: Span = Span::minutes(1);
 
 /// Why what people decided does not leave.
 pub(super) const WROTE: &str = "the customer wrote before it left";
@@ -129,11 +132,11 @@ impl Dossier {
         (events, locks)
     }
 
-    /// Whether the customer has spoken at `at` or later.
+    /// Whether the customer has spoken at `at` or later, by the clock of whichever replica heard them.
     pub(super) fn has_spoken_since(&self, at: Time) -> bool {
         let messages = self.case.iter().flat_map(|case| &case.messages);
         let mut customers = messages.filter(|held| matches!(held.from, Speaker::Customer { .. }));
-        self.conversation.is_some() && customers.any(|held| held.at >= at)
+        self.conversation.is_some() && customers.any(|held| held.at.after(CLOCKS_DIFFER_MAX) >= at)
     }
 
     /// A person takes the case up.

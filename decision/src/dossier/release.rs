@@ -3,7 +3,7 @@
 use super::{Dossier, Event, Refusal, outbox::undone_by};
 use crate::{
     account::{DropletId, Facts},
-    action::{Action, Key, Parcel, Recipient, State},
+    action::{Action, Key, Letter, Parcel, Recipient, State},
     case::{Case, Ruling, Speaker, State as Stage},
     decide::{decide, in_force},
     fleet::Fleet,
@@ -32,7 +32,16 @@ impl Dossier {
     ) -> Result<Vec<Event>, Refusal> {
         let key = match parcel {
             Parcel::Letter { number, .. } => {
-                self.letter(*number)?.state.release(parcel, at)?;
+                let letter = self.letter(*number)?.clone();
+                let stale = self.is_stale(letter);
+                let letter = self.letter(*number)?;
+                if stale {
+                    let why = "what it tells is not so any more".to_owned();
+                    letter.state.withhold(parcel, at, why.clone())?;
+                    let number = *number;
+                    return Ok(vec![Event::LetterWithheld { number, why }]);
+                }
+                letter.state.release(parcel, at)?;
                 let parcel = parcel.clone();
                 return Ok(vec![Event::Released { parcel }]);
             }
@@ -57,14 +66,16 @@ impl Dossier {
                 None => events.extend(self.fetch_failed("they were not asked for".to_owned(), at)),
             }
         }
-        let against = if action.is_automated() {
+        let over = action.ends_at.is_some_and(|end| end <= at);
+        let over = (over && !key.undo).then(|| "its time was over before it left".to_owned());
+        let against = if over.is_some() {
+            over
+        } else if action.is_automated() {
             let unknown = |why| format!("in force: {} ({why})", Safety::UnknownStanding);
             (self.speaks_against(&action, fleet, policies, settings, at)).or(lacking.map(unknown))
         } else {
-            let over = action.ends_at.is_some_and(|end| end <= at);
-            let over = (over && !key.undo).then(|| "its time was over before it left".to_owned());
             let anew = !key.undo && self.is_upheld(&action, at);
-            over.or_else(|| anew.then(|| "people decided on it anew".to_owned()))
+            (anew.then(|| "people decided on it anew".to_owned()))
                 .or_else(|| self.nothing_to_undo(key))
         };
         let state = &mut self.action(key)?.state;
@@ -90,6 +101,22 @@ impl Dossier {
         let parcel = parcel.clone();
         events.push(Event::Released { parcel });
         Ok(events)
+    }
+
+    /// Whether what a letter tells of an action is not so any more.
+    fn is_stale(&self, letter: Letter) -> bool {
+        let Some(key) = letter.about else {
+            return false;
+        };
+        let action = self.actions.iter().find(|action| action.key == key);
+        match letter.to {
+            Recipient::Customer => {
+                action.is_none_or(|held| !held.may_be_felt()) || self.is_undone(&key)
+            }
+            Recipient::OnCall => {
+                action.is_some_and(|held| matches!(held.state, State::Done { .. }))
+            }
+        }
     }
 
     /// What never took effect needs no undoing.

@@ -1,16 +1,14 @@
-//! What people decide: unlock, allow, throttle, deny, and taking it back.
-//!
-//! Every release by hand sets the hold in the same change: it cannot be forgotten. What a person decides is theirs: no safety
-//! stands against it. Two people deny; one unlocks.
+//! What people decide against an account: throttle, renew, deny. What they decide is theirs: no safety stands against it. Two people
+//! deny.
 
-use super::{Dossier, Event, HOLDS_MAX, Refusal};
+use super::outbox::undone_by;
+use super::{Dossier, Event, Refusal};
 use crate::{
     account::DropletId,
-    action::{Action, By, Key, Parcel, Recipient, State},
-    case::{self, Case, Finding, Opinion, Person, Ruling},
+    action::{Action, By, Key, Recipient, State},
+    case::{Opinion, Person, Ruling},
     episode::DropletEvidence,
     policy::Step,
-    safety::{Allowed, Hold},
     settings::Settings,
     statement,
     text::Reason,
@@ -18,166 +16,6 @@ use crate::{
 };
 
 impl Dossier {
-    /// A person unlocks: what Davy and people did is undone, what was about to leave is withheld, the hold is set, and if the customer
-    /// is in the right (`legitimate`) the flag as well; all at once. Of an appealed case it is a review and needs a `reason`; of any
-    /// other, one that people have denied among them, a reason is kept if there is one.
-    ///
-    /// # Errors
-    /// If there is no case, it is unlocked already, or the reason of a review is missing.
-    pub fn unlock<'a>(
-        &mut self,
-        by: &Person,
-        legitimate: bool,
-        reason: Option<Reason>,
-        earlier: impl IntoIterator<Item = (&'a str, &'a Reason)>,
-        settings: &Settings,
-        at: Time,
-    ) -> Result<Vec<Event>, Refusal> {
-        let ruling = if legitimate {
-            Ruling::Legitimate
-        } else {
-            Ruling::Unsure
-        };
-        let case = self.case_mut()?;
-        let reviews = case.takes_reviews();
-        let opinion = reason.map(|reason| Opinion {
-            by: by.clone(),
-            at,
-            finding: Finding::Unlock,
-            measure: None,
-            reason,
-        });
-        match opinion {
-            Some(opinion) if reviews => {
-                let decides = self.reviewed(at, |case| {
-                    let decides = case.opine(opinion, earlier)?.is_some();
-                    if decides {
-                        case.state = case::State::Decided { ruling, at };
-                    }
-                    Ok(decides)
-                })?;
-                if !decides {
-                    return Ok(self.unlocked_before(by, legitimate, settings, at));
-                }
-            }
-            // One word is enough: its reason is kept with the case, and not held against the unlock.
-            reason => {
-                case.unlock(by, ruling, at)?;
-                case.opinions.extend(reason);
-            }
-        }
-        Ok(self.unlocked(by, ruling, settings, at))
-    }
-
-    /// The first review has unlocked it. The second one may still find more for the customer.
-    fn unlocked_before(
-        &mut self,
-        by: &Person,
-        legitimate: bool,
-        settings: &Settings,
-        at: Time,
-    ) -> Vec<Event> {
-        let case = self.case.as_ref().map(|case| case.id.clone());
-        let given = case.map(|case| Event::OpinionGiven {
-            case,
-            by: by.clone(),
-            finding: Finding::Unlock,
-        });
-        let mut events: Vec<_> = given.into_iter().collect();
-        events.push(self.hold(by, settings, at));
-        if legitimate {
-            events.extend(self.allow(by, at));
-        }
-        events
-    }
-
-    fn unlocked(
-        &mut self,
-        by: &Person,
-        ruling: Ruling,
-        settings: &Settings,
-        at: Time,
-    ) -> Vec<Event> {
-        let mut events: Vec<_> = (self.case.as_ref())
-            .map(|case| Event::CaseDecided {
-                case: case.id.clone(),
-                ruling,
-                by: by.clone(),
-            })
-            .into_iter()
-            .collect();
-        events.push(self.hold(by, settings, at));
-        if ruling == Ruling::Legitimate {
-            events.extend(self.allow(by, at));
-        }
-        let waited = self.conversation.is_some();
-        (self.conversation, self.ruling) = (None, None);
-        let undone = self.undo_all("a person looked at it and released your account", &by.0, at);
-        let told = |event: &Event| matches!(event, Event::ActionPlanned { .. });
-        // Whoever wrote hears of it, though there is nothing to undo.
-        let felt = self.actions.iter().any(|action| self.is_felt(action));
-        let quiet = waited && !felt && !undone.iter().any(told);
-        let untold = self.case.as_ref().filter(|_| quiet);
-        let letter = untold.map(|case| {
-            let legitimate = ruling == Ruling::Legitimate;
-            statement::of_unlock(legitimate, &self.seen(), &case.id, settings.hold_ms)
-        });
-        events.extend(undone);
-        events.extend(
-            letter.and_then(|text| self.write(Recipient::Customer, text, Some(by.to_string()), at)),
-        );
-        events
-    }
-
-    fn hold(&mut self, by: &Person, settings: &Settings, at: Time) -> Event {
-        let until = at.after(settings.hold_ms);
-        self.holds.push(Hold {
-            since: at,
-            until,
-            by: by.to_string(),
-        });
-        if self.holds.len() > HOLDS_MAX {
-            self.holds.remove(0);
-        }
-        Event::HoldSet {
-            until,
-            by: by.clone(),
-        }
-    }
-
-    /// Another person's word that stands is theirs to take back, and stays.
-    fn allow(&mut self, by: &Person, at: Time) -> Option<Event> {
-        if self.allowed.is_some() {
-            return None;
-        }
-        self.allowed = Some(Allowed {
-            since: at,
-            by: by.to_string(),
-        });
-        Some(Event::HighCpuAllowed { by: by.clone() })
-    }
-
-    /// A person allows the account all the CPU it likes, with or without a case. What automation did is undone.
-    pub fn allow_high_cpu(&mut self, by: &Person, at: Time) -> Vec<Event> {
-        let mut events: Vec<_> = self.allow(by, at).into_iter().collect();
-        let keys: Vec<_> = (self.actions.iter())
-            .filter(|action| action.is_automated() && !self.is_upheld(action, at))
-            .map(|action| action.key.clone())
-            .collect();
-        events.extend(self.undo_each(keys, "a person allowed your account high CPU", &by.0, at));
-        events
-    }
-
-    /// A person takes that word back; the provider's own flag stays as it is.
-    ///
-    /// # Errors
-    /// If no person gave it.
-    pub fn disallow_high_cpu(&mut self, by: &Person) -> Result<Vec<Event>, Refusal> {
-        let missing = self.missing("Allow High CPU of a person's");
-        self.allowed.take().ok_or(missing)?;
-        Ok(vec![Event::HighCpuWithdrawn { by: by.clone() }])
-    }
-
     /// A person proposes a denial, gives the second opinion on one, or reviews an appeal. The second of two that deny carries out
     /// the milder of their measures; one that differs unlocks.
     ///
@@ -197,10 +35,17 @@ impl Dossier {
         let given = open.flat_map(|case| &case.opinions);
         let measures = given.filter_map(|held| held.measure).chain(opinion.measure);
         let denies = opinion.measure.is_some();
-        let acts_on_droplets = denies && measures.min().is_some_and(|step| step != Step::Lock);
+        let measure = measures.min().filter(|_| denies);
+        let acts_on_droplets = measure.is_some_and(|step| step != Step::Lock);
         if acts_on_droplets && self.suspects().is_empty() {
+            return Err(self.missing(
+                "droplet that mined, or may have: a throttle or power-down would act on nothing",
+            ));
+        }
+        // A lock acts on the account, for what its droplets did: it needs that they did.
+        if measure.is_some() && !self.has_shown() {
             return Err(
-                self.missing("droplet that mined, or may have: a throttle or power-down would act on nothing; a lock acts on the account")
+                self.missing("evidence on a droplet of its own: what Davy has not seen is to be dealt with elsewhere")
             );
         }
         let case = self.case_mut()?.id.clone();
@@ -246,14 +91,23 @@ impl Dossier {
         if suspects.is_empty() && step != Step::Lock {
             return events;
         }
-        let tell =
-            |droplets: &[DropletId]| statement::of_people(step, droplets, &reasons, &id, settings);
-        let held = self.adopt(step, &suspects, &by, at.after(settings.throttle_ms));
-        if let Some(held) = held {
-            // That people decided so, and why, the customer is told all the same.
-            events.extend(self.write(Recipient::Customer, tell(&held), Some(by), at));
+        let until = at.after(settings.throttle_ms);
+        let ends_at = (step == Step::Throttle).then_some(until);
+        let tell = |droplets: &[DropletId], ends_at| {
+            statement::of_people(step, droplets, &reasons, ends_at, &id, settings)
+        };
+        if let Some(held) = self.adopt(step, &suspects, &by, until) {
+            // That people decided so, and why, the customer is told all the same, for as long as it holds.
+            let text = tell(&held.targets, held.ends_at);
+            events.extend(self.write_about(
+                Some(held.key),
+                Recipient::Customer,
+                text,
+                Some(by),
+                at,
+            ));
         } else {
-            let text = tell(&suspects);
+            let text = tell(&suspects, ends_at);
             events.extend(self.withhold_for_anew(step, at));
             events.extend(self.act(step, by, text, settings, at));
         }
@@ -261,14 +115,14 @@ impl Dossier {
     }
 
     /// What is known to stand on all of `droplets` already is the people's own from now on: no safety lifts it, and it lasts from now.
-    /// Gives the droplets that it stands on. What is still in doubt may never have arrived, and is no substitute.
+    /// Gives what stands. What is still in doubt may never have arrived, and is no substitute.
     fn adopt(
         &mut self,
         step: Step,
         droplets: &[DropletId],
         people: &str,
         until: Time,
-    ) -> Option<Vec<DropletId>> {
+    ) -> Option<Action> {
         let stands = |action: &&Action| {
             let same = (action.key.step, action.key.undo) == (step, false);
             let done = matches!(action.state, State::Done { .. });
@@ -279,7 +133,7 @@ impl Dossier {
         let person = people.to_owned();
         action.by = By::Person { person };
         action.ends_at = action.ends_at.map(|end| end.max(until));
-        Some(action.targets.clone())
+        Some(action.clone())
     }
 
     /// What one person decided, and has not left yet, makes way for what two decide.
@@ -382,6 +236,16 @@ impl Dossier {
         all.into_iter().collect()
     }
 
+    /// Whether a droplet of the account's own, deleted since or not, showed evidence, or was acted on.
+    fn has_shown(&self) -> bool {
+        let mut droplets = (self.episode.iter()).flat_map(|episode| episode.droplets.values());
+        let shown = |held: &DropletEvidence| {
+            held.own && held.mining.total_ms.max(held.suspect.total_ms) > Span::ZERO
+        };
+        let acted = self.actions.iter().any(|action| !action.targets.is_empty());
+        droplets.any(shown) || acted || !self.suspects().is_empty()
+    }
+
     /// A person caps the CPU of the droplets in question, for a day.
     ///
     /// # Errors
@@ -410,23 +274,34 @@ impl Dossier {
             return Err(self.missing("droplet that is not throttled; renew the throttle instead"));
         }
         let reasons = [reason.as_str()];
-        let text = statement::of_people(Step::Throttle, &suspects, &reasons, &case, settings);
+        let until = at.after(settings.throttle_ms);
+        let text = statement::of_people(
+            Step::Throttle,
+            &suspects,
+            &reasons,
+            Some(until),
+            &case,
+            settings,
+        );
         let event = self.act(Step::Throttle, by.to_string(), text, settings, at);
         Ok(event.into_iter().collect())
     }
 
-    /// A person lets the throttle in effect go on, for as long as one lasts from now.
+    /// A person lets the throttle in effect go on, for as long as one lasts from now. The customer, who was told of another end, is
+    /// told of this one and why.
     ///
     /// # Errors
     /// If none is in effect.
     pub fn renew(
         &mut self,
         by: &Person,
+        reason: &Reason,
         settings: &Settings,
         at: Time,
     ) -> Result<Vec<Event>, Refusal> {
         let missing = self.missing("throttle in effect");
-        self.in_effect(Step::Throttle).ok_or(missing)?;
+        let last = self.in_effect(Step::Throttle).ok_or(missing)?;
+        let (key, droplets) = (last.key.clone(), last.targets.clone());
         let until = at.after(settings.throttle_ms);
         let held: Vec<_> = (self.actions.iter())
             .filter(|action| (action.key.step, action.key.undo) == (Step::Throttle, false))
@@ -436,126 +311,28 @@ impl Dossier {
         for action in (self.actions.iter_mut()).filter(|action| held.contains(&action.key)) {
             action.ends_at = Some(until);
         }
-        let by = by.clone();
-        Ok(vec![Event::ThrottleRenewed { until, by }])
-    }
-
-    /// A person lifts the throttle, and withholds one that is about to leave. As every release by hand it sets the hold.
-    ///
-    /// # Errors
-    /// If there is none.
-    pub fn unthrottle(
-        &mut self,
-        by: &Person,
-        settings: &Settings,
-        at: Time,
-    ) -> Result<Vec<Event>, Refusal> {
-        let keys: Vec<_> = (self.actions.iter())
-            .filter(|action| action.key.step == Step::Throttle && !action.key.undo)
-            .filter(|action| action.is_under_way() || action.may_be_felt())
-            .filter(|action| !self.is_undone(&action.key))
-            .map(|action| action.key.clone())
-            .collect();
-        if keys.is_empty() {
-            return Err(self.missing("throttle in effect"));
-        }
-        let mut events = vec![self.hold(by, settings, at)];
-        events.extend(self.undo_each(keys, "a person lifted it", &by.0, at));
-        Ok(events)
-    }
-
-    /// Takes the last thing back, in one step: one's own denial while it waits for a second one, a decision of people's if there is
-    /// one, else what automation did. What an unlock did not undo yet comes first.
-    ///
-    /// A denial's actions are undone, with a hold. Of an unlock the flag that it set goes; its hold stays, since nothing automated may
-    /// happen before it ends. The case is the person's to decide anew, and denials given so far count for nothing: who lifts what was
-    /// done does not leave half a denial standing.
-    ///
-    /// # Errors
-    /// If there is nothing to take back.
-    pub fn take_back(
-        &mut self,
-        by: &Person,
-        settings: &Settings,
-        at: Time,
-    ) -> Result<Vec<Event>, Refusal> {
-        let case = self.case_mut()?;
-        let id = case.id.clone();
-        if case.withdraw(by) {
-            let by = by.clone();
-            if case.sealed.as_ref().is_some_and(|seal| seal.withdrawn) {
-                self.sealed = None;
-            }
-            return Ok(vec![Event::OpinionWithdrawn { case: id, by }]);
-        }
-        let decided = matches!(case.state, case::State::Decided { .. });
-        if !decided {
-            let felt = self.actions.iter().any(|action| self.is_felt(action));
-            if !felt && self.ruling.is_none() {
-                return Err(self.missing("decision or action to take back"));
-            }
-            // Of a case that is closed, or taken up again: what was decided does not go on working by itself.
-            self.ruling = None;
-            self.case_mut()?.void_denials();
-            let mut events = vec![self.hold(by, settings, at)];
-            events.extend(self.undo_all("a person took it back", &by.0, at));
-            return Ok(events);
-        }
-        // What an unlock was to undo, and the control plane refused, is asked for again; the unlock stands.
-        let unlocked = !matches!(
-            case.state,
-            case::State::Decided {
-                ruling: Ruling::Denied,
-                ..
-            }
-        );
-        if unlocked && self.actions.iter().any(|action| self.is_felt(action)) {
-            let mut events = self.undo_all("a person took it back", &by.0, at);
-            if !events.is_empty() {
-                events.push(self.hold(by, settings, at));
-                return Ok(events);
+        // That its end could not be asked for a moment ago does not end it now.
+        for undoing in &mut self.actions {
+            let over = held.contains(&undone_by(&undoing.key)) && !undoing.by.is_person();
+            if undoing.key.undo && over && matches!(undoing.state, State::Refused { .. }) {
+                let why = "a person renewed the throttle".to_owned();
+                undoing.state = State::Withheld { at, why };
             }
         }
-        let decided_at = self.case.as_ref().and_then(Case::decided_at);
-        let ruling = self.case_mut()?.reopen(by, at)?;
-        let mut events = vec![Event::TakenBack {
-            case: id,
-            ruling,
-            by: by.clone(),
-        }];
-        match ruling {
-            // A word that was given apart from the unlock stays.
-            Ruling::Legitimate => {
-                self.allowed.take_if(|held| Some(held.since) == decided_at);
-            }
-            Ruling::Unsure => {}
-            Ruling::Denied => {
-                self.ruling = None;
-                events.push(self.hold(by, settings, at));
-                events.extend(self.undo_all("a person took the decision back", &by.0, at));
-            }
-        }
-        Ok(events)
-    }
-
-    /// Everything in the outbox, settled or not.
-    pub(super) fn parcels(&self) -> Vec<Parcel> {
-        let actions = (self.actions.iter()).map(|action| Parcel::Action(action.key.clone()));
-        let letters = (self.letters.iter()).map(|letter| Parcel::Letter {
-            account: self.account.clone(),
-            number: letter.number,
+        let case = self.case.as_ref().map(|case| case.id.clone());
+        let letter = case.and_then(|case| {
+            let text = statement::of_renewal(&droplets, until, reason.as_str(), &case, settings);
+            self.write_about(
+                Some(key),
+                Recipient::Customer,
+                text,
+                Some(by.to_string()),
+                at,
+            )
         });
-        actions.chain(letters).collect()
-    }
-
-    pub(super) fn state_mut(&mut self, parcel: &Parcel) -> Option<&mut State> {
-        match parcel {
-            Parcel::Action(key) => (self.actions.iter_mut())
-                .find(|action| action.key == *key)
-                .map(|action| &mut action.state),
-            Parcel::Letter { number, .. } => (self.letters.iter_mut())
-                .find(|letter| letter.number == *number)
-                .map(|letter| &mut letter.state),
-        }
+        let by = by.clone();
+        let mut events = vec![Event::ThrottleRenewed { until, by }];
+        events.extend(letter);
+        Ok(events)
     }
 }

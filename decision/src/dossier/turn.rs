@@ -30,6 +30,12 @@ const PAGE_AGAIN_FOR: Span = Span::days(1);
 /// Somebody is paged when an undoing or a letter to the customer is not done after this.
 const LATE: Span = Span::minutes(10);
 
+/// So often a step that never arrived is planned anew in an episode; people have its case all along.
+const TURNS_MAX: u32 = 8;
+
+/// A customer whose word nobody has decided on is brought to mind so often: while they have no answer, and once they have one.
+const UNDECIDED_EVERY: (Span, Span) = (Span::minutes(60), Span::days(1));
+
 /// What a turn brought.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Turn {
@@ -65,21 +71,16 @@ impl Dossier {
 
     /// Whether a plan asks for a step that changes something. What was withheld is tried anew, not at once.
     fn asks_anew(&self, plan: &Plan, settings: &Settings, at: Time) -> bool {
-        // What was sent once names the case of then: in another one it does not leave any more.
-        let case = self.case.as_ref().map(|case| &case.id);
         let rests = |action: &Action| match action.state {
             State::Withheld { at: withheld, .. } => {
-                let over = action.sent && action.case.as_ref() != case;
+                let over = action.sent && action.key.turn >= TURNS_MAX;
                 at - withheld < settings.plan_fresh_ms || over
             }
             _ => false,
         };
         let resting = |step: Step| {
-            (self.actions.iter()).any(|action| {
-                let key = &action.key;
-                let automated = (key.turn, key.undo) == (0, false);
-                key.episode == self.episodes && key.step == step && automated && rests(action)
-            })
+            let last = self.last_automated(self.episodes, step);
+            last.is_some_and(rests)
         };
         // Nobody is acted on who cannot be told, or was told that the notice stands no more: there is no use in planning it again and
         // again.
@@ -106,6 +107,7 @@ impl Dossier {
             events.extend(self.step_back(settings, at));
         }
         events.extend(self.heed_safeties(settings, at));
+        events.extend(self.leave_others(at));
         let locked = self.is_locked();
         if let Some(case) = &mut self.case
             && case.page_due(at, settings.first_answer_ms)
@@ -118,6 +120,7 @@ impl Dossier {
             events.extend(self.write(Recipient::OnCall, text, None, at));
         }
         events.extend(self.remind(settings, at));
+        events.extend(self.remind_undecided(at));
         events.extend(self.end_episode(at, settings));
         self.clock = self.clock.max(at);
         events
@@ -139,6 +142,25 @@ impl Dossier {
         let text = statement::page_review(&case, settings.step_back_ms);
         let page = self.write(Recipient::OnCall, text, None, at);
         std::iter::once(Event::Paged { case }).chain(page).collect()
+    }
+
+    /// When somebody is to be told again of a customer's word that nobody has decided on: an answer alone ends no wait.
+    fn undecided_due(&self) -> Option<Time> {
+        let case = self.case.as_ref()?;
+        let talks = case.talks_since?;
+        let (unanswered, answered) = UNDECIDED_EVERY;
+        let every = case.waiting_since.map_or(answered, |_| unanswered);
+        let last = case.reminded_at.unwrap_or(talks).max(talks);
+        Some(last.after(every))
+    }
+
+    fn remind_undecided(&mut self, at: Time) -> Option<Event> {
+        let due = self.undecided_due().is_some_and(|due| due <= at);
+        let case = self.case.as_mut().filter(|_| due)?;
+        case.reminded_at = Some(at);
+        let (id, since) = (case.id.clone(), case.talks_since?);
+        let text = statement::page_undecided(&id, since, case.waiting_since.is_some());
+        self.write(Recipient::OnCall, text, None, at)
     }
 
     /// Whoever released them may be gone.
@@ -169,7 +191,13 @@ impl Dossier {
             conversation.since = conversation.since.min(at);
         }
         if let Some(case) = &mut self.case {
-            case.waiting_since = case.waiting_since.map(|since| since.min(at));
+            for since in [
+                &mut case.waiting_since,
+                &mut case.talks_since,
+                &mut case.reminded_at,
+            ] {
+                *since = since.map(|since| since.min(at));
+            }
             if let Some(seal) = &mut case.sealed {
                 seal.at = seal.at.min(at);
             }
@@ -309,8 +337,11 @@ impl Dossier {
     /// measures away.
     fn step_back(&mut self, settings: &Settings, at: Time) -> Vec<Event> {
         let mut events = Vec::new();
+        let capped = self.in_effect(Step::Throttle).map_or("", |_| {
+            "; the cap on the CPU of your droplets stays until its own end, or until a person lifts it"
+        });
         let why = format!(
-            "you wrote to us, and no person decided within {}",
+            "you wrote to us, and no person decided within {}{capped}",
             settings.step_back_ms
         );
         for step in [Step::PowerDown, Step::Lock] {
@@ -357,6 +388,30 @@ impl Dossier {
         let mut spoken = self.speaks_for(settings, at).into_iter();
         let safety = spoken.find(|safety| *safety != Safety::OpenConversation)?;
         Some((safety, keys))
+    }
+
+    /// What automation did ends when none of the droplets it was done to is the account's any more: it is another customer's now, or
+    /// nobody's.
+    fn leave_others(&mut self, at: Time) -> Vec<Event> {
+        let why = "none of these droplets is your account's any more";
+        (self.others(at).iter())
+            .filter_map(|key| self.undo(key, why, None, at))
+            .collect()
+    }
+
+    fn others(&self, at: Time) -> Vec<Key> {
+        let Some(known) = &self.facts.droplets else {
+            return Vec::new();
+        };
+        let gone = |action: &&Action| {
+            let own = |droplet| known.value.contains_key(droplet);
+            !action.targets.is_empty() && !action.targets.iter().any(own)
+        };
+        (self.actions.iter())
+            .filter(|action| self.is_automations(action) && !self.undo_rests(action, at))
+            .filter(gone)
+            .map(|action| action.key.clone())
+            .collect()
     }
 
     /// Whether it is automation's, the customer feels it, and nothing ends it yet.
@@ -470,6 +525,7 @@ impl Dossier {
             .chain(waits)
             .chain(page)
             .chain(reminder)
+            .chain(self.undecided_due())
             .chain(evidence)
             .chain(held)
             .chain(withheld)
@@ -477,6 +533,7 @@ impl Dossier {
             .chain(self.evidence_due(at))
             .chain(self.outlasting(settings, at).map(|_| at))
             .chain((!self.ended(at).is_empty()).then_some(at))
+            .chain((!self.others(at).is_empty()).then_some(at))
             .chain(self.facts_due(settings).map(|due| due.max(at)))
             .min()
     }

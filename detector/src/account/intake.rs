@@ -122,7 +122,7 @@ impl Intake {
         let taken = self
             .desk
             .act(account, actor, move |dossier, _, at| {
-                dossier.inform(facts.clone(), at)
+                dossier.told(facts.clone(), at)
             })
             .await;
         taken.map(drop).map_err(|error| error.to_string())

@@ -395,11 +395,11 @@ impl Cases for CasesService {
         let person = who.0.clone();
         let v1::AllowHighCpuRequest { account, revoke } = request.into_inner();
         let account = account_id(account)?;
-        self.change(account, None, who, move |dossier, _, at| {
+        self.change(account, None, who, move |dossier, settings, at| {
             if revoke {
-                dossier.disallow_high_cpu(&person)
+                dossier.disallow_high_cpu(&person, at)
             } else {
-                Ok(dossier.allow_high_cpu(&person, at))
+                Ok(dossier.allow_high_cpu(&person, settings, at))
             }
         })
         .await
@@ -426,9 +426,11 @@ impl Cases for CasesService {
     ) -> Result<Response<v1::ChangeResponse>, Status> {
         let who = self.gate.person(request.metadata())?;
         let person = who.0.clone();
-        let (account, number) = named(request.into_inner().case)?;
+        let v1::RenewThrottleRequest { case, reason: text } = request.into_inner();
+        let (account, number) = named(case)?;
+        let reason = reason(text)?;
         self.change(account, number, who, move |dossier, settings, at| {
-            dossier.renew(&person, settings, at)
+            dossier.renew(&person, &reason, settings, at)
         })
         .await
     }

@@ -101,13 +101,18 @@ impl World {
                     .unlock(&by, legitimate, reason, earlier, settings, at)
                     .map_err(words)
             }
-            Event::AllowHighCpu(_) if act.revoke => dossier.disallow_high_cpu(&by).map_err(words),
-            Event::AllowHighCpu(_) => Ok(dossier.allow_high_cpu(&by, at)),
+            Event::AllowHighCpu(_) if act.revoke => {
+                dossier.disallow_high_cpu(&by, at).map_err(words)
+            }
+            Event::AllowHighCpu(_) => Ok(dossier.allow_high_cpu(&by, settings, at)),
             Event::Throttle(_) => {
                 let reason = reason(act).map_err(|error| error.to_string())?;
                 dossier.throttle(&by, &reason, settings, at).map_err(words)
             }
-            Event::Renew(_) => dossier.renew(&by, settings, at).map_err(words),
+            Event::Renew(_) => {
+                let reason = reason(act).map_err(|error| error.to_string())?;
+                dossier.renew(&by, &reason, settings, at).map_err(words)
+            }
             Event::Unthrottle(_) => dossier.unthrottle(&by, settings, at).map_err(words),
             Event::Opinion(_) => {
                 let opinion = Opinion {

@@ -165,7 +165,10 @@ async fn tries(world: &World) -> Vec<(&'static str, String)> {
         "unthrottle",
         said(cases.unthrottle(by("dan", request)).await),
     ));
-    let request = v1::RenewThrottleRequest { case: case() };
+    let request = v1::RenewThrottleRequest {
+        case: case(),
+        reason: DANS.to_owned(),
+    };
     all.push((
         "renew",
         said(cases.renew_throttle(by("dan", request)).await),

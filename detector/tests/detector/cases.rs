@@ -49,7 +49,7 @@ impl Call {
             }
             Self::Renew => {
                 cases
-                    .renew_throttle(by(token, v1::RenewThrottleRequest { case }))
+                    .renew_throttle(by(token, v1::RenewThrottleRequest { case, reason }))
                     .await
             }
             Self::Unthrottle => {
@@ -155,7 +155,13 @@ async fn each_change_wants_a_person_a_known_account_and_something_to_change() {
         refused(changed, Code::FailedPrecondition, words);
     }
     let mut cases = world.cases().await;
-    let without = cases.renew_throttle(by("ann", v1::RenewThrottleRequest { case: None }));
+    let without = cases.renew_throttle(by(
+        "ann",
+        v1::RenewThrottleRequest {
+            case: None,
+            reason: REASON.to_owned(),
+        },
+    ));
     refused(without.await, Code::InvalidArgument, "say which case");
     let short = v1::ThrottleRequest {
         case: Some(v1::CaseName {
@@ -207,7 +213,11 @@ async fn a_throttle_by_a_person_is_renewed_and_lifted_with_a_hold() {
     );
 
     let events = Call::Renew.done(&world, "bob").await;
-    let [Event::ThrottleRenewed { until, by }] = &events[..] else {
+    let [
+        Event::ThrottleRenewed { until, by },
+        Event::LetterWritten { .. },
+    ] = &events[..]
+    else {
         panic!("{events:?}");
     };
     assert_eq!(by.0, "bob");

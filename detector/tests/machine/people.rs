@@ -77,10 +77,10 @@ fn try_act(
         Act::Answer => dossier.answer(by, "I look at it now.", at),
         Act::UnlockLegitimate => unlock(dossier, true),
         Act::UnlockUnsure => unlock(dossier, false),
-        Act::AllowHighCpu => Ok(dossier.allow_high_cpu(by, at)),
-        Act::RevokeHighCpu => dossier.disallow_high_cpu(by),
+        Act::AllowHighCpu => Ok(dossier.allow_high_cpu(by, settings, at)),
+        Act::RevokeHighCpu => dossier.disallow_high_cpu(by, at),
         Act::Throttle => dossier.throttle(by, &said.reason, settings, at),
-        Act::Renew => dossier.renew(by, settings, at),
+        Act::Renew => dossier.renew(by, &said.reason, settings, at),
         Act::Unthrottle => dossier.unthrottle(by, settings, at),
         Act::DenyAgain
         | Act::DenyNearly

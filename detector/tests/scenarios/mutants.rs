@@ -263,7 +263,11 @@ impl Mutant {
             (4, "allow_high_cpu", json!({"by": "bob", "revoke": true})),
             (8, "unthrottle", json!({"by": "ann"})),
             (6, "undo", json!({"by": "ann"})),
-            (6, "renew", json!({"by": "bob"})),
+            (
+                6,
+                "renew",
+                json!({"by": "bob", "text": "All five of them still compute in four rounding modes at this hour of the night"}),
+            ),
             (4, "give_back", json!({"by": "ann"})),
             (4, "close", json!({"by": "bob"})),
             (

@@ -97,7 +97,11 @@ impl Said {
                 }
             }
             "opinion" => self.denied_by(line),
-            "allow_high_cpu" => self.allowed = line["revoke"] != true,
+            "allow_high_cpu" if line["revoke"] == true => self.allowed = false,
+            "allow_high_cpu" => {
+                self.allowed = true;
+                self.hold(now);
+            }
             "unthrottle" => self.hold(now),
             "undo" => self.taken_back(now, line["by"].as_str().unwrap_or_default()),
             "close" => (self.decided, self.closed) = (None, true),

@@ -233,7 +233,9 @@ async fn speaks(store: &Arc<dyn Memory>, name: &str, what: Speaks) {
         Speaks::Unlock => {
             events(move |dossier| dossier.unlock(&ann, false, None, [], &generous(), RACES_AT))
         }
-        Speaks::Allow => events(move |dossier| Ok(dossier.allow_high_cpu(&ann, RACES_AT))),
+        Speaks::Allow => {
+            events(move |dossier| Ok(dossier.allow_high_cpu(&ann, &Settings::default(), RACES_AT)))
+        }
         Speaks::Vouched => pushed(Facts {
             vouched: as_of_now(Some(Vouch::Contract)),
             ..Facts::default()

@@ -200,9 +200,13 @@ fn ruling_holds(protocol: &Protocol, world: &World) -> bool {
     // A throttle ends by itself: when it was ruled is not in the books.
     let short = protocol.time(world.now) - protocol.time(0) < Span::ms(THROTTLE_MS);
     let holds = |n: u8, step: Step| {
-        // By people, whose keys have a turn of their own.
         let of = |name: &&Name| (name.account, name.step, name.undo) == (n, step, false);
-        let mut theirs = (world.books.releases.keys()).filter(|name| of(name) && name.turn > 0);
+        let theirs = |name: &&Name| {
+            let dossier = &world.accounts[usize::from(n)].dossier;
+            let held = crate::shell::action_of(dossier, &name.parcel(&dossier.account));
+            held.is_some_and(|held| held.by.is_person())
+        };
+        let mut theirs = (world.books.releases.keys()).filter(|name| of(name) && theirs(name));
         let refused =
             theirs.any(|name| matches!(protocol.state(world, *name), Some(State::Refused { .. })));
         let felt = |name: &Name| (name.account, name.step) == (n, step);
