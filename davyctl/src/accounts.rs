@@ -34,7 +34,8 @@ pub enum AccountsCommand {
     ///
     /// Each line is one account: {"account": "acct-1", "created_at": {"value": "2019-05-01T00:00:00Z", "as_of": "2019-05-29T16:43:00Z"}, …}.
     /// Facts are created_at, first_payment_at, first_droplet_at, payments, run_rate, credit, high_cpu_allowed, vouched, links and
-    /// droplets; each has its value and the time it is of. A missing fact is not known, which is a safety.
+    /// droplets; each has its value and the time it is of. Money is in cents. A missing fact is not known, which is a safety.
+    /// docs/decisions.md has the fields of each.
     Import {
         /// The file; - is standard input
         file: PathBuf,
