@@ -136,7 +136,7 @@ pub fn of_renewal(
     settings: &Settings,
 ) -> String {
     format!(
-        "{}, for longer than we wrote: it ends by itself on {until}, unless a person extends it again. A person decided this, not \
+        "{}. The cap lasts longer than we wrote: it ends by itself on {until}, unless a person extends it again. A person decided this, not \
          automatically.\n\nWhat they saw, and why they decided so, in their words:\n- {reason}\n\nWhich rule applied: a person may let a cap \
          go on for {} at a time.\n\n{}",
         done(Step::Throttle, droplets),

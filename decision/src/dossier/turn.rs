@@ -33,7 +33,8 @@ const LATE: Span = Span::minutes(10);
 /// So often a step that never arrived is planned anew in an episode; people have its case all along.
 const TURNS_MAX: u32 = 8;
 
-/// A customer whose word nobody has decided on is brought to mind so often: while they have no answer, and once they have one.
+/// A customer whose word nobody has decided on is brought to mind again: the first time after so long, then each time after as long as it
+/// has been, and at least so often; that is also how often once they have an answer.
 const UNDECIDED_EVERY: (Span, Span) = (Span::minutes(60), Span::days(1));
 
 /// What a turn brought.
@@ -148,10 +149,14 @@ impl Dossier {
     fn undecided_due(&self) -> Option<Time> {
         let case = self.case.as_ref()?;
         let talks = case.talks_since?;
-        let (unanswered, answered) = UNDECIDED_EVERY;
-        let every = case.waiting_since.map_or(answered, |_| unanswered);
+        let (first, most) = UNDECIDED_EVERY;
         let last = case.reminded_at.unwrap_or(talks).max(talks);
-        Some(last.after(every))
+        let unanswered = case.waiting_since.is_some();
+        Some(last.after(if unanswered {
+            (last - talks).clamp(first, most)
+        } else {
+            most
+        }))
     }
 
     fn remind_undecided(&mut self, at: Time) -> Option<Event> {

@@ -334,6 +334,7 @@ fn letter(held: &Letter) -> v1::LetterShown {
         written_at,
         state,
         paged: _,
+        about: _,
     } = held;
     v1::LetterShown {
         number: *number,

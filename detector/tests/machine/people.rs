@@ -214,10 +214,11 @@ impl World {
                 if denied && !decided {
                     let state = self.state();
                     let said = state.oracle.said(name);
-                    let mut verbs = vec![Verb::Throttle, Verb::PowerDown, Verb::Lock];
-                    verbs.retain(|verb| said.ruled_on(&verb.to_string()));
+                    let verbs = [Verb::Throttle, Verb::PowerDown, Verb::Lock].into_iter();
+                    // What they decided on is the greatest that they let happen.
+                    let ruled = verbs.rev().find(|verb| said.rules(&verb.to_string()));
                     drop(state);
-                    self.is_peoples(name, &verbs);
+                    self.is_peoples(name, &Vec::from_iter(ruled));
                 }
             }
             // What an unlock was to undo is asked for again, and the unlock stands; as every release by hand it sets the hold.

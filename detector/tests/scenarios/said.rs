@@ -55,11 +55,6 @@ impl Said {
         rank(verb) <= self.ruled
     }
 
-    /// Whether this is what two people decided on, no more and no less.
-    pub fn ruled_on(&self, verb: &str) -> bool {
-        rank(verb) == self.ruled
-    }
-
     /// Whether two people denied a case, each by themselves, after the customer's last word on it.
     pub fn was_denied(&self, case: &str) -> bool {
         self.denied.contains(case)

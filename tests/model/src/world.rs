@@ -403,7 +403,7 @@ fn print_dossier(dossier: &Dossier, h: &mut impl Hasher) {
         print_episode(episode, h);
     }
     for hold in holds {
-        hold.until.hash(h);
+        (hold.since, hold.until).hash(h);
     }
     conversation.as_ref().map(|open| open.since).hash(h);
     if let Some(gist) = gist {
@@ -459,6 +459,8 @@ fn print_case(case: &Case, h: &mut impl Hasher) {
         state,
         waiting_since,
         paged,
+        talks_since,
+        reminded_at,
         appealed_at,
         opinions,
         past,
@@ -467,6 +469,7 @@ fn print_case(case: &Case, h: &mut impl Hasher) {
         sealed,
     } = case;
     (id.number, episode, waiting_since, paged, appealed_at).hash(h);
+    (talks_since, reminded_at).hash(h);
     match state {
         CaseState::Open => 0_u8.hash(h),
         CaseState::Claimed { by, .. } => (1_u8, by).hash(h),
@@ -478,7 +481,8 @@ fn print_case(case: &Case, h: &mut impl Hasher) {
     }
     opinions.len().hash(h);
     // What reviewers see is not modelled, but who may review is.
-    sealed.as_ref().map(|seal| seal.past).hash(h);
+    let seal = sealed.as_ref();
+    seal.map(|seal| (seal.past, seal.at, seal.reminded)).hash(h);
 }
 
 fn print_action(action: &Action, h: &mut impl Hasher) {
