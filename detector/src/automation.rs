@@ -289,7 +289,8 @@ impl AutomationService {
         let end = match horizon {
             Some((account, since)) if entries.len() < read || read == 0 => {
                 End::Kept(Status::failed_precondition(format!(
-                    "entries from {since} on are kept from you until your own review of account {account}'s appeal is in"
+                    "entries from {since} on are kept back until the appeal of account {account} has both its reviews, from a person who is to review it until \
+                     theirs is in"
                 )))
             }
             _ if read == 0 => End::Reached,

@@ -127,9 +127,11 @@ fn payments_of(wire: v1::Payments) -> Result<Known<Payments>, WireError> {
                     });
                 }
             };
+            let amount = "last_invoice.amount_cents";
+            let due = there("last_invoice.due_unix_ms", invoice.due_unix_ms)?;
             Ok(Invoice {
-                amount: cents("last_invoice.amount_cents", invoice.amount_cents)?,
-                due: Time::from_unix_ms(invoice.due_unix_ms),
+                amount: cents(amount, there(amount, invoice.amount_cents)?)?,
+                due: Time::from_unix_ms(due),
                 state,
             })
         })
@@ -302,8 +304,8 @@ fn payments_on_wire(known: &Known<Payments>) -> v1::Payments {
         settled_cents: Some(signed(settled)),
         disputed_cents: signed(disputed),
         last_invoice: last_invoice.map(|invoice| v1::Invoice {
-            amount_cents: signed(invoice.amount),
-            due_unix_ms: invoice.due.unix_ms(),
+            amount_cents: Some(signed(invoice.amount)),
+            due_unix_ms: Some(invoice.due.unix_ms()),
             state: match invoice.state {
                 InvoiceState::Open => v1::InvoiceState::Open,
                 InvoiceState::Paid => v1::InvoiceState::Paid,

@@ -187,6 +187,13 @@ impl Case {
         stands && self.wants_review_of(person)
     }
 
+    /// As of when `person` sees it, if that is not now: before a review that is kept from them.
+    #[must_use]
+    pub fn shown_as_of(&self, person: &Person) -> Option<Time> {
+        let seal = self.sealed.as_ref()?;
+        self.is_kept_from(person).then_some(seal.at)
+    }
+
     /// Whether a lock or power-down is in effect as far as `person` may see; `locked`: whether one is.
     #[must_use]
     pub fn seems_locked(&self, person: &Person, locked: bool) -> bool {

@@ -158,13 +158,18 @@ impl Dossier {
     /// A person allows the account all the CPU it likes, with or without a case. What automation did is undone; as every release by
     /// hand it sets the hold, which outlasts the word if that is taken back.
     pub fn allow_high_cpu(&mut self, by: &Person, settings: &Settings, at: Time) -> Vec<Event> {
-        let mut events: Vec<_> = self.allow(by, at).into_iter().collect();
-        events.push(self.hold(by, settings, at));
+        let word = self.allow(by, at);
         let keys: Vec<_> = (self.actions.iter())
             .filter(|action| action.is_automated() && !self.is_upheld(action, at))
             .map(|action| action.key.clone())
             .collect();
-        events.extend(self.undo_each(keys, "a person allowed your account high CPU", &by.0, at));
+        let undone = self.undo_each(keys, "a person allowed your account high CPU", &by.0, at);
+        if word.is_none() && undone.is_empty() {
+            return Vec::new();
+        }
+        let mut events = Vec::from_iter(word);
+        events.push(self.hold(by, settings, at));
+        events.extend(undone);
         events
     }
 

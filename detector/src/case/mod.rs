@@ -47,9 +47,15 @@ pub(crate) fn name_of(value: &impl serde::Serialize) -> String {
     }
 }
 
-/// A case in a line. `locked`: a lock or power-down is in effect.
+/// A case in a line, as a reader may see it. `locked`: a lock or power-down is in effect; `as_of`: as of when, if not now
+/// ([`Case::shown_as_of`]).
 #[must_use]
-pub fn summary(case: &Case, locked: bool, settings: &Settings) -> v1::CaseSummary {
+pub fn summary(
+    case: &Case,
+    locked: bool,
+    as_of: Option<Time>,
+    settings: &Settings,
+) -> v1::CaseSummary {
     let (state, claimed_by, ruling, since) = match &case.state {
         State::Open => ("open", None, None, None),
         State::Claimed { by, at } => ("claimed", Some(by.to_string()), None, Some(*at)),
@@ -73,5 +79,7 @@ pub fn summary(case: &Case, locked: bool, settings: &Settings) -> v1::CaseSummar
         paged: case.paged,
         appealed_at_unix_ms: case.appealed_at.map(Time::unix_ms),
         opinions: u32::try_from(case.opinions.len()).unwrap_or(u32::MAX),
+        as_of_unix_ms: as_of.map(Time::unix_ms),
+        undecided_since_unix_ms: case.talks_since.map(Time::unix_ms),
     }
 }

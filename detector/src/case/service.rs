@@ -122,14 +122,17 @@ impl<F> Change for F where
 }
 
 /// The queue as `reader` may see it, its order too: the place of a case whose first review is kept from them would tell of it.
-fn as_seen(cases: &[StoredCase], reader: &Person) -> Vec<StoredCase> {
+fn as_seen(cases: &[StoredCase], reader: &Person) -> Vec<(StoredCase, Option<Time>)> {
     let mut seen: Vec<_> = (cases.iter())
-        .map(|StoredCase { case, locked }| StoredCase {
-            locked: case.seems_locked(reader, *locked),
-            case: case.seen_by(reader),
+        .map(|StoredCase { case, locked }| {
+            let held = StoredCase {
+                locked: case.seems_locked(reader, *locked),
+                case: case.seen_by(reader),
+            };
+            (held, case.shown_as_of(reader))
         })
         .collect();
-    seen.sort_by_key(|StoredCase { case, locked }| case.rank(*locked));
+    seen.sort_by_key(|(held, _)| held.case.rank(held.locked));
     seen
 }
 
@@ -193,11 +196,12 @@ impl CasesService {
         let events = events.map_err(|error| status(&error))?;
         let dossier = self.dossier(&account).await?;
         let events = dossier.events_seen_by(&person, events);
+        let as_of = (dossier.case.as_ref()).and_then(|case| case.shown_as_of(&person));
         let dossier = dossier.seen_by(&person);
         let case = dossier.case.as_ref();
         Ok(Response::new(v1::ChangeResponse {
             account: account.to_string(),
-            case: case.map(|case| summary(case, dossier.is_locked(), &self.desk.settings)),
+            case: case.map(|case| summary(case, dossier.is_locked(), as_of, &self.desk.settings)),
             happened: events.iter().map(words::of).collect(),
             events_json: events.iter().map(json).collect::<Result<_, _>>()?,
         }))
@@ -271,7 +275,7 @@ impl Cases for CasesService {
         Ok(Response::new(v1::ListCasesResponse {
             cases: as_seen(&cases, &reader)
                 .iter()
-                .map(|StoredCase { case, locked }| summary(case, *locked, settings))
+                .map(|(held, as_of)| summary(&held.case, held.locked, *as_of, settings))
                 .collect(),
             more,
         }))

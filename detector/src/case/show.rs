@@ -82,6 +82,7 @@ pub(super) async fn account(
     dossier: &Dossier,
     reader: &Person,
 ) -> Result<v1::GetAccountResponse, Status> {
+    let as_of = (dossier.case.as_ref()).and_then(|case| case.shown_as_of(reader));
     let dossier = &dossier.seen_by(reader);
     let at = desk.now();
     let case = dossier.case.as_ref();
@@ -93,7 +94,7 @@ pub(super) async fn account(
         safeties: safeties_now(desk, dossier, at).await?,
         fetched_at_unix_ms: dossier.fetched_at.map(Time::unix_ms),
         fetch_failed: dossier.fetch_failed.clone(),
-        case: case.map(|case| summary(case, dossier.is_locked(), &desk.settings)),
+        case: case.map(|case| summary(case, dossier.is_locked(), as_of, &desk.settings)),
         record_json: json(&dossier.facts)?,
     })
 }
@@ -108,6 +109,7 @@ impl Shown<'_> {
         let (at, settings) = (self.desk.now(), &self.desk.settings);
         let whole = dossier;
         let dossier = &dossier.seen_by(self.reader);
+        let as_of = held.case.shown_as_of(self.reader);
         let case = held.case.seen_by(self.reader);
         // Of a former case too: decisions of the same episode rest on what a review brought.
         let last = whole.case.as_ref();
@@ -133,7 +135,12 @@ impl Shown<'_> {
         let is_last = (dossier.case.as_ref()).is_some_and(|last| last.id == case.id);
         let of_episode = |action: &&Action| action.key.episode == case.episode;
         Ok(v1::GetCaseResponse {
-            case: Some(summary(&case, is_last && dossier.is_locked(), settings)),
+            case: Some(summary(
+                &case,
+                is_last && dossier.is_locked(),
+                as_of,
+                settings,
+            )),
             at_unix_ms: at.unix_ms(),
             level: evidence.as_ref().map(|evidence| evidence.level.to_string()),
             evidence_ended: present.is_none(),

@@ -93,6 +93,8 @@ impl Said {
             }
             "opinion" => self.denied_by(line),
             "allow_high_cpu" if line["revoke"] == true => self.allowed = false,
+            // What is so already changes nothing.
+            "allow_high_cpu" if self.allowed => {}
             "allow_high_cpu" => {
                 self.allowed = true;
                 self.hold(now);
