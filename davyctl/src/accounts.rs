@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use clap::Subcommand;
+use davy_decision::words::plain_line;
 use davy_decision::{
     account::{AccountId, Facts},
     time::Time,
@@ -86,12 +87,17 @@ pub fn read_lines(input: impl BufRead, now: Time) -> anyhow::Result<Vec<Line>> {
         return Ok(lines);
     }
     let count = errors.len();
+    let are = if count == 1 {
+        "1 line is"
+    } else {
+        &format!("{count} lines are")
+    };
     if count > ERRORS_MAX {
         errors.truncate(ERRORS_MAX);
         errors.push(format!("and {} lines more", count - ERRORS_MAX));
     }
     bail!(
-        "{count} lines are wrong, and nothing was sent:\n  {}",
+        "{are} wrong, and nothing was sent:\n  {}",
         errors.join("\n  ")
     )
 }
@@ -192,8 +198,8 @@ pub async fn import(lines: Vec<Line>, detector: &Detector, json: bool) -> anyhow
                 line: (usize::try_from(refused.index).ok())
                     .and_then(|index| numbers.get(index).copied())
                     .unwrap_or(0),
-                account: document::clean(&refused.account),
-                reason: document::clean(&refused.reason),
+                account: plain_line(&refused.account),
+                reason: plain_line(&refused.reason),
             }
         }));
     }

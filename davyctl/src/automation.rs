@@ -177,7 +177,7 @@ async fn verify(detector: &Detector, expect: Option<String>, json: bool) -> anyh
         );
     }
     if let Some(why) = &verified.kept_back {
-        text += &format!("These are not all: {}.\n", document::clean(why));
+        text += &format!("These are not all: {}.\n", words::plain_line(why));
     }
     Ok(text)
 }
@@ -215,7 +215,7 @@ async fn show(
         return document::pretty(&document::of(&answer)?);
     }
     let rest = kept_back.map_or_else(String::new, |why| {
-        format!("These are not all: {}.\n", document::clean(&why))
+        format!("These are not all: {}.\n", words::plain_line(&why))
     });
     if entries.is_empty() {
         return Ok(format!("No entry.\n{rest}"));
@@ -246,8 +246,8 @@ fn row(entry: &v1::AuditEntry) -> anyhow::Result<Vec<String>> {
         render::time(note.at.unix_ms()),
         note.account
             .map_or_else(|| "-".to_owned(), |account| account.to_string()),
-        document::clean(&note.actor.to_string()),
-        document::clean(&what),
+        words::plain_line(&note.actor.to_string()),
+        words::plain_line(&what),
     ])
 }
 
@@ -276,8 +276,8 @@ pub async fn switch(
         }
         (true, false) => format!(
             "Automation was stopped already, by {}: {}\nTo undo: davyctl resume\n",
-            document::clean(answer.stopped_by.as_deref().unwrap_or("-")),
-            document::clean(answer.stopped_why.as_deref().unwrap_or("-"))
+            words::plain_line(answer.stopped_by.as_deref().unwrap_or("-")),
+            words::plain_line(answer.stopped_why.as_deref().unwrap_or("-"))
         ),
         (false, true) => "Automation goes on.\nTo undo: davyctl stop WHY\n".to_owned(),
         (false, false) => "Automation was not stopped; nothing was changed.\n".to_owned(),
@@ -311,10 +311,10 @@ pub async fn safety(
     }
     let in_force = (answer.safeties.iter())
         .filter(|safety| safety.in_force)
-        .map(|safety| document::clean(&safety.name).into());
+        .map(|safety| words::plain_line(&safety.name).into());
     let ruling = Some(&answer.beyond_ruling).filter(|why| !why.is_empty());
     let in_force: Vec<String> = in_force
-        .chain(ruling.map(|why| document::clean(why).into()))
+        .chain(ruling.map(|why| words::plain_line(why).into()))
         .collect();
     let mut text = if answer.allowed {
         format!(

@@ -2,14 +2,15 @@
 //!
 //! Times are said as how long ago they were; absent values as "not known" or "-", never as a zero.
 
-use davy_decision::time::{Span, Time};
+use davy_decision::{
+    time::{Span, Time},
+    words::plain_line,
+};
 use davy_proto::v1;
 
-use crate::document::clean;
+use crate::prose::{paragraph, quoted};
 use crate::render::{IF_WORDS_BREAK, age_ms, column, list, table};
 
-/// Width of running text without a terminal.
-const TEXT_CHARS: usize = 100;
 /// Above links, everywhere.
 const LINKS: &str = "Links to other accounts (context only, never a justification)";
 
@@ -30,22 +31,26 @@ fn or_dash(text: Option<String>) -> String {
 }
 
 fn name(case: &v1::CaseSummary) -> String {
-    format!("{}/{}", clean(&case.account), case.number)
+    format!("{}/{}", plain_line(&case.account), case.number)
 }
 
 fn state(case: &v1::CaseSummary) -> String {
-    let of = |text: &Option<String>| clean(text.as_deref().unwrap_or_default());
+    let of = |text: &Option<String>| plain_line(text.as_deref().unwrap_or_default());
     match case.state.as_str() {
         "claimed" => format!("claimed by {}", of(&case.claimed_by)),
         "decided" => format!("decided: {}", of(&case.ruling)),
         "closed" => format!("closed: {}", of(&case.ruling)),
-        other => clean(other),
+        other => plain_line(other),
     }
 }
 
 fn customer(case: &v1::CaseSummary, now: u64) -> String {
     let Some(since) = case.waiting_since_unix_ms else {
-        return "-".to_owned();
+        let undecided = case.undecided_since_unix_ms;
+        return undecided.map_or_else(
+            || "-".to_owned(),
+            |since| format!("answered, undecided for {}", age_ms(since, now)),
+        );
     };
     let waits = format!("waits {}", age_ms(since, now));
     let paged = if case.paged { ", paged" } else { "" };
@@ -64,6 +69,16 @@ fn opinions(case: &v1::CaseSummary) -> String {
         (None, "open" | "claimed", given) if given > 0 => format!("denial, {given} of 2"),
         _ => "-".to_owned(),
     }
+}
+
+/// Of a case that is shown as it stood: as of when.
+fn as_of(case: &v1::CaseSummary, now: u64) -> String {
+    case.as_of_unix_ms.map_or_else(String::new, |at| {
+        format!(
+            " (as of {} ago, until your own review is in)",
+            age_ms(at, now)
+        )
+    })
 }
 
 /// `davyctl cases list`.
@@ -118,7 +133,7 @@ pub fn change(answer: &v1::ChangeResponse, back: &str) -> String {
         return "It was so already; nothing was changed.\n".to_owned();
     }
     let mut text: String = (answer.happened.iter())
-        .map(|sentence| format!("- {}\n", clean(sentence)))
+        .map(|sentence| format!("- {}\n", plain_line(sentence)))
         .collect();
     if let Some(case) = &answer.case {
         text += &format!("\nCase {} is {}.\n", name(case), state(case));
@@ -127,27 +142,6 @@ pub fn change(answer: &v1::ChangeResponse, back: &str) -> String {
         text += &format!("To undo: {back}\n");
     }
     text
-}
-
-/// Running text, indented and wrapped between words; lines of its own stay.
-fn paragraphs(text: &str, width: Option<u16>) -> String {
-    let most = width.map_or(TEXT_CHARS, usize::from).max(20) - 2;
-    let mut out = String::new();
-    for line in clean(text).lines() {
-        let mut chars = 0;
-        for word in line.split_whitespace() {
-            let length = word.chars().count();
-            if chars > 0 && chars + 1 + length > most {
-                out.push('\n');
-                chars = 0;
-            }
-            out += if chars == 0 { "  " } else { " " };
-            out += word;
-            chars += length + usize::from(chars > 0);
-        }
-        out.push('\n');
-    }
-    out
 }
 
 /// Safeties, those in force first.
@@ -161,7 +155,11 @@ pub fn safeties(looked: &[v1::SafetyLooked], width: Option<u16>) -> String {
     looked.sort_by_key(|safety| !safety.in_force);
     let row = |safety: &&v1::SafetyLooked| {
         let in_force = if safety.in_force { "yes" } else { "no" };
-        vec![clean(&safety.name), in_force.to_owned(), clean(&safety.why)]
+        vec![
+            plain_line(&safety.name),
+            in_force.to_owned(),
+            plain_line(&safety.why),
+        ]
     };
     table(&columns, &looked.iter().map(row).collect::<Vec<_>>(), width)
 }
@@ -173,9 +171,9 @@ fn facts(facts: &[v1::Fact], now: u64, width: Option<u16>) -> String {
         column("AS OF", None, true),
     ];
     let row = |fact: &v1::Fact| {
-        let value = fact.value.as_deref().map(clean);
+        let value = fact.value.as_deref().map(plain_line);
         vec![
-            clean(&fact.name),
+            plain_line(&fact.name),
             value.unwrap_or_else(|| "not known".to_owned()),
             ago(fact.as_of_unix_ms, now),
         ]
@@ -194,9 +192,9 @@ fn links(links: &[v1::Link], width: Option<u16>) -> String {
     ];
     let row = |link: &v1::Link| {
         vec![
-            clean(&link.account),
-            clean(&link.by),
-            or_dash(Some(clean(&link.note))),
+            plain_line(&link.account),
+            plain_line(&link.by),
+            or_dash(Some(plain_line(&link.note))),
         ]
     };
     let rows: Vec<_> = links.iter().map(row).collect();
@@ -211,12 +209,12 @@ pub fn account(answer: &v1::GetAccountResponse, width: Option<u16>) -> String {
         Some(why) => format!(
             "failed {}: {}",
             ago(answer.fetched_at_unix_ms, now),
-            clean(why)
+            plain_line(why)
         ),
         None => ago(answer.fetched_at_unix_ms, now),
     };
     let rows = [
-        ("Account", clean(&answer.account)),
+        ("Account", plain_line(&answer.account)),
         ("Facts came", fetched),
         (
             "Last case",
@@ -267,12 +265,9 @@ pub fn case(answer: &v1::GetCaseResponse, width: Option<u16>) -> String {
     section("Opinions", given(answer, now, width));
     section("Messages", messages(answer, now, width));
     section("Letters", letters(answer, now, width));
-    let ticket = answer
-        .ticket
-        .as_deref()
-        .map(|ticket| paragraphs(ticket, width));
+    let ticket = answer.ticket.as_deref().map(|ticket| quoted(ticket, width));
     section("The customer's ticket", ticket.unwrap_or_default());
-    text += &format!("\nHow to judge: {}\n", clean(&answer.guideline));
+    text += &format!("\nHow to judge: {}\n", plain_line(&answer.guideline));
     text
 }
 
@@ -286,7 +281,7 @@ fn head(answer: &v1::GetCaseResponse, summary: &v1::CaseSummary, width: Option<u
     let spans = |ms: Option<u64>| ms.map_or_else(|| "not known".to_owned(), span);
     let mut rows = vec![
         ("Case", name(summary)),
-        ("State", state(summary)),
+        ("State", state(summary) + &as_of(summary, now)),
         ("Opened", ago(Some(summary.opened_at_unix_ms), now)),
         (
             "Locked",
@@ -313,7 +308,7 @@ fn head(answer: &v1::GetCaseResponse, summary: &v1::CaseSummary, width: Option<u
         match &answer.level {
             Some(level) => format!(
                 "{}{ended}; in the episode mining for {}, suspect for {}",
-                clean(level),
+                plain_line(level),
                 spans(answer.mining_ms),
                 spans(answer.suspect_ms)
             ),
@@ -339,10 +334,10 @@ fn evidence(answer: &v1::GetCaseResponse, now: u64, width: Option<u16>) -> Strin
     ];
     let row = |droplet: &v1::DropletReview| {
         vec![
-            clean(&droplet.droplet),
-            clean(&droplet.host),
-            clean(&droplet.level),
-            or_dash(Some(clean(&droplet.classes.join(", ")))),
+            plain_line(&droplet.droplet),
+            plain_line(&droplet.host),
+            plain_line(&droplet.level),
+            or_dash(Some(plain_line(&droplet.classes.join(", ")))),
             span(droplet.mining_ms),
             span(droplet.suspect_ms),
             format!("{} %", droplet.cpu_percent),
@@ -357,11 +352,11 @@ fn evidence(answer: &v1::GetCaseResponse, now: u64, width: Option<u16>) -> Strin
     for droplet in &answer.droplets {
         for (number, reason) in droplet.reasons.iter().enumerate() {
             if number == 0 {
-                text += &paragraphs(&format!("{}: why", droplet.droplet), width);
+                text += &paragraph(&format!("{}: why", droplet.droplet), width);
             }
-            text += &paragraphs(&format!("- {reason}"), width);
+            text += &paragraph(&format!("- {reason}"), width);
         }
-        text += &paragraphs(
+        text += &paragraph(
             &format!("{}: harm to neighbours: {}", droplet.droplet, droplet.harm),
             width,
         );
@@ -383,9 +378,9 @@ fn comparisons(answer: &v1::GetCaseResponse, width: Option<u16>) -> String {
             None => "cannot tell",
         };
         vec![
-            clean(&held.what),
-            clean(&held.usually),
-            clean(&held.now),
+            plain_line(&held.what),
+            plain_line(&held.usually),
+            plain_line(&held.now),
             unusual.to_owned(),
         ]
     };
@@ -410,8 +405,8 @@ fn decisions(answer: &v1::GetCaseResponse, now: u64, width: Option<u16>) -> Stri
         vec![
             held.number.to_string(),
             ago(Some(held.at_unix_ms), now),
-            or_dash(Some(clean(&held.steps.join(", ")))),
-            or_dash(Some(clean(&held.policies.join(", ")))),
+            or_dash(Some(plain_line(&held.steps.join(", ")))),
+            or_dash(Some(plain_line(&held.policies.join(", ")))),
         ]
     };
     let mut text = table(
@@ -419,9 +414,9 @@ fn decisions(answer: &v1::GetCaseResponse, now: u64, width: Option<u16>) -> Stri
         &answer.decisions.iter().map(row).collect::<Vec<_>>(),
         width,
     );
-    text += &paragraphs(&format!("Reasons of number {}:", last.number), width);
+    text += &paragraph(&format!("Reasons of number {}:", last.number), width);
     for reason in &last.reasons {
-        text += &paragraphs(&format!("- {reason}"), width);
+        text += &paragraph(&format!("- {reason}"), width);
     }
     text
 }
@@ -447,14 +442,14 @@ fn actions(answer: &v1::GetCaseResponse, now: u64, width: Option<u16>) -> String
         let why = held
             .why
             .as_ref()
-            .map_or_else(String::new, |why| format!(": {}", clean(why)));
+            .map_or_else(String::new, |why| format!(": {}", plain_line(why)));
         vec![
-            format!("{undo}{}", clean(&held.step)),
-            clean(&held.by),
+            format!("{undo}{}", plain_line(&held.step)),
+            plain_line(&held.by),
             ago(Some(held.planned_at_unix_ms), now),
             ends,
-            format!("{}{why}", clean(&held.state)),
-            or_dash(Some(clean(&held.droplets.join(", ")))),
+            format!("{}{why}", plain_line(&held.state)),
+            or_dash(Some(plain_line(&held.droplets.join(", ")))),
         ]
     };
     table(
@@ -470,7 +465,7 @@ fn given(answer: &v1::GetCaseResponse, now: u64, width: Option<u16>) -> String {
         let measure = held
             .measure
             .as_ref()
-            .map_or_else(String::new, |step| format!(" ({})", clean(step)));
+            .map_or_else(String::new, |step| format!(" ({})", plain_line(step)));
         let past = if held.past { ", from before" } else { "" };
         let by = format!(
             "{}, {}: {}{measure}{past}",
@@ -478,12 +473,12 @@ fn given(answer: &v1::GetCaseResponse, now: u64, width: Option<u16>) -> String {
             ago(Some(held.at_unix_ms), now),
             held.finding
         );
-        text += &paragraphs(&by, width);
-        text += &paragraphs(&format!("\"{}\"", held.reason), width);
+        text += &paragraph(&by, width);
+        text += &quoted(&held.reason, width);
     }
     if answer.review_wanted {
         let note = "Each reviewer of an appeal judges alone: what another one may have found and done is shown once yours is in.";
-        text += &paragraphs(note, width);
+        text += &paragraph(note, width);
     }
     text
 }
@@ -497,13 +492,13 @@ fn letters(answer: &v1::GetCaseResponse, now: u64, width: Option<u16>) -> String
         };
         let head = format!(
             "to {}, by {}, {}: {}",
-            clean(to),
-            clean(&held.by),
+            plain_line(to),
+            plain_line(&held.by),
             ago(Some(held.written_at_unix_ms), now),
-            clean(&held.state)
+            plain_line(&held.state)
         );
-        text += &paragraphs(&head, width);
-        text += &paragraphs(&held.text, width);
+        text += &paragraph(&head, width);
+        text += &quoted(&held.text, width);
     }
     text
 }
@@ -511,11 +506,11 @@ fn letters(answer: &v1::GetCaseResponse, now: u64, width: Option<u16>) -> String
 fn messages(answer: &v1::GetCaseResponse, now: u64, width: Option<u16>) -> String {
     let mut text = String::new();
     for held in &answer.messages {
-        text += &paragraphs(
+        text += &paragraph(
             &format!("{}, {}:", held.from, ago(Some(held.at_unix_ms), now)),
             width,
         );
-        text += &paragraphs(&held.text, width);
+        text += &quoted(&held.text, width);
     }
     text
 }
@@ -525,9 +520,9 @@ pub fn fleet(answer: &v1::GetFleetResponse, now: u64) -> Vec<(String, String)> {
     let switch = if answer.stopped {
         format!(
             "on: stopped by {} {}: {}",
-            clean(answer.stopped_by.as_deref().unwrap_or("-")),
+            plain_line(answer.stopped_by.as_deref().unwrap_or("-")),
             ago(answer.stopped_since_unix_ms, now),
-            clean(answer.stopped_why.as_deref().unwrap_or("-"))
+            plain_line(answer.stopped_why.as_deref().unwrap_or("-"))
         )
     } else {
         "off: automation runs".to_owned()

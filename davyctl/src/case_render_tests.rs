@@ -271,15 +271,15 @@ Opinions
 
 Messages
   customer (ticket), 25 min ago:
-  We render a film.
-  Please turn it on again�[2J!
+  │ We render a film.
+  │ Please turn it on again�[2J!
 
 Letters
   to on-call, by davy, 10 min ago: refused
-  The customer of case acct-4711/2 has waited for a person.
+  │ The customer of case acct-4711/2 has waited for a person.
 
 The customer's ticket
-  The CPU of these droplets is capped: 3164444.
+  │ The CPU of these droplets is capped: 3164444.
 
 How to judge: docs/review-guideline.md
 "#,
@@ -353,15 +353,15 @@ Opinions
 
 Messages
   customer (ticket), 25 min ago:
-  We render a film.
-  Please turn it on again�[2J!
+  │ We render a film.
+  │ Please turn it on again�[2J!
 
 Letters
   to on-call, by davy, 10 min ago: refused
-  The customer of case acct-4711/2 has waited for a person.
+  │ The customer of case acct-4711/2 has waited for a person.
 
 The customer's ticket
-  The CPU of these droplets is capped: 3164444.
+  │ The CPU of these droplets is capped: 3164444.
 
 How to judge: docs/review-guideline.md
 "#,

@@ -164,7 +164,7 @@ pub fn said(status: &Status) -> anyhow::Error {
             anyhow!("what answers there is no Davy detector, or one of another release")
         }
         _ if status.message().is_empty() => anyhow!("the detector answered {:?}", status.code()),
-        _ => anyhow!("{}", crate::document::clean(status.message())),
+        _ => anyhow!("{}", davy_decision::words::plain(status.message())),
     }
 }
 

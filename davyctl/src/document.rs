@@ -1,9 +1,10 @@
 //! JSON for machines, of answers about cases, accounts and automation: their fields as in `cases.proto`, with a `version`.
 //!
 //! Records that travel as JSON text (`…_json`) are unfolded under the name without that ending. `null` is "not known" or "none".
-//! Control characters are replaced: what customers and agents write reaches no terminal as it is.
+//! Characters that are not seen are replaced: what customers and agents write reaches no terminal as it is.
 
 use anyhow::Context;
+use davy_decision::words::plain;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
@@ -31,7 +32,7 @@ pub fn unfold(value: Value) -> Value {
     match value {
         Value::Object(fields) => Value::Object(fields.into_iter().map(unfold_field).collect()),
         Value::Array(items) => items.into_iter().map(unfold).collect(),
-        Value::String(text) => Value::String(clean(&text)),
+        Value::String(text) => Value::String(plain(&text)),
         plain => plain,
     }
 }
@@ -53,18 +54,6 @@ fn parse(value: Value) -> Value {
         Value::String(text) => serde_json::from_str(&text).unwrap_or(Value::String(text)),
         other => other,
     }
-}
-
-/// Without control characters, but with its lines.
-pub fn clean(text: &str) -> String {
-    let plain = |c: char| {
-        if c.is_control() && c != '\n' {
-            char::REPLACEMENT_CHARACTER
-        } else {
-            c
-        }
-    };
-    text.chars().map(plain).collect()
 }
 
 /// As it is printed.

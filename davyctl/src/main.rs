@@ -22,6 +22,7 @@ mod guests;
 mod model;
 mod model_pmu;
 mod policy;
+mod prose;
 mod render;
 mod token;
 mod waits;

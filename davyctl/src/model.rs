@@ -245,16 +245,7 @@ pub struct Sensor {
 }
 
 pub fn text(given: &str) -> String {
-    given
-        .chars()
-        .map(|char| {
-            if char.is_control() {
-                char::REPLACEMENT_CHARACTER
-            } else {
-                char
-            }
-        })
-        .collect()
+    davy_decision::words::plain_line(given)
 }
 
 pub fn some_text(given: &str) -> Option<String> {

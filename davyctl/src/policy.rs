@@ -10,13 +10,14 @@ use davy_decision::{
     policy::{Described, Policies, Step},
     reach,
     settings::Settings,
+    words::plain_line,
 };
 use davy_proto::v1;
 use serde::Serialize;
 
 use crate::case_render as render;
 use crate::client::{Detector, said};
-use crate::document::{self, clean};
+use crate::document;
 use crate::render::IF_WORDS_BREAK;
 
 /// `davyctl policy`.
@@ -174,7 +175,11 @@ pub fn check(dir: &Path, json: bool, width: Option<u16>) -> anyhow::Result<Strin
     }
     let row = |policy: &Described| {
         let effect = if policy.permits { "permits" } else { "forbids" };
-        vec![clean(&policy.id), effect.to_owned(), names(&policy.steps)]
+        vec![
+            plain_line(&policy.id),
+            effect.to_owned(),
+            names(&policy.steps),
+        ]
     };
     let heads = [
         ("POLICY", None, false),
@@ -194,11 +199,11 @@ pub fn check(dir: &Path, json: bool, width: Option<u16>) -> anyhow::Result<Strin
         text += &format!(
             "Warning: nothing reaches the permit {}: its condition is never true, or Davy refuses its steps there (an action on a \
              customer needs `mining` on two classes of evidence).\n",
-            clean(id)
+            plain_line(id)
         );
     }
     for reach::Concern { id, what } in &checked.concerns {
-        text += &format!("Warning: {} {}.\n", clean(id), clean(what));
+        text += &format!("Warning: {} {}.\n", plain_line(id), plain_line(what));
     }
     Ok(text)
 }
@@ -369,7 +374,7 @@ fn in_words(found: &Diff, width: Option<u16>) -> String {
         text += "The policies are the same.\n";
     }
     for Differs { id, how } in &found.policies {
-        text += &format!("{how}: {}\n", clean(id));
+        text += &format!("{how}: {}\n", plain_line(id));
     }
     text += &told(&found.settings);
     let Some(decisions) = found.decisions else {
@@ -386,7 +391,7 @@ fn in_words(found: &Diff, width: Option<u16>) -> String {
         ];
         let row = |other: &Other| {
             vec![
-                clean(&other.account),
+                plain_line(&other.account),
                 other.number.to_string(),
                 render::time(other.at.unix_ms()),
                 names(&other.before),

@@ -291,23 +291,18 @@ async fn decisions_are_made_again_under_other_policies() {
         has_case(&first["before"]) && !has_case(&first["after"]),
         "{first}"
     );
+    let history = ["policy", "diff", &old, &new, "--history", "--account"];
     let words = world
-        .said(
-            "ann",
-            &[
-                "policy",
-                "diff",
-                &old,
-                &new,
-                "--history",
-                "--account",
-                "acct-2",
-            ],
-        )
+        .said("ann", &[&history[..], &["acct-1"]].concat())
         .await;
+    assert!(words.contains("changed: mining:case"), "{words}");
+    let nobody = world
+        .run("ann", &[&history[..], &["acct-2"]].concat())
+        .await;
+    let nobody = String::from_utf8(nobody.stderr).unwrap();
     assert!(
-        words.contains("changed: mining:case") && words.contains("0 of 0 decisions"),
-        "{words}"
+        nobody.contains("no record of an account acct-2"),
+        "{nobody}"
     );
     world.server.shutdown().await;
 }

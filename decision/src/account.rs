@@ -195,6 +195,18 @@ pub enum Vouch {
     SalesContact,
 }
 
+impl Vouch {
+    /// In words, after "by".
+    #[must_use]
+    pub const fn words(self) -> &'static str {
+        match self {
+            Self::CreditProgramme => "a credit programme",
+            Self::Contract => "a contract",
+            Self::SalesContact => "a contact in sales",
+        }
+    }
+}
+
 /// A link to another account: context for a person, never a justification.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -520,7 +520,7 @@ impl Case {
         }
         if !self.is_open() && !self.is_denied() {
             return Err(self.wrong(
-                "it was unlocked; what a person did since then, `undo` and `unthrottle` take back",
+                "it was unlocked; what a person did since then, `undo` and `un-throttle` take back",
             ));
         }
         if !self.is_denied() {

@@ -7,14 +7,15 @@ use std::{collections::BTreeMap, str::FromStr};
 
 use cedar_policy::{
     ActionConstraint, Authorizer, Context, Decision, Effect, Entities, EntityId, EntityTypeName,
-    EntityUid, Policy, PolicyId, PolicySet, Request, RestrictedExpression, Schema, ValidationMode,
-    Validator,
+    EntityUid, PolicyId, PolicySet, Request, RestrictedExpression, Schema,
 };
 use davy_evidence::Level;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::{account::AccountId, safety::Safety};
+
+mod load;
 
 const SCHEMA: &str = include_str!("../policies/schema.cedarschema");
 const SAFETIES: &str = include_str!("../policies/safeties.cedar");
@@ -290,9 +291,9 @@ impl Policies {
                 why: error.to_string(),
             })?;
         let mut set = PolicySet::new();
-        add(&mut set, ("safeties.cedar", SAFETIES), &schema, true)?;
+        load::add(&mut set, ("safeties.cedar", SAFETIES), &schema, true)?;
         for (file, text) in files {
-            add(&mut set, (file, text), &schema, false)?;
+            load::add(&mut set, (file, text), &schema, false)?;
         }
         let entities =
             Entities::from_entities([], Some(&schema)).map_err(|error| PolicyError::Syntax {
@@ -484,66 +485,6 @@ fn digest(files: &BTreeMap<String, String>) -> String {
     }
     let bytes = hash.finalize();
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// Adds a file's policies under the ids of their `@id` annotations, validated one by one so that the file can be named.
-fn add(
-    set: &mut PolicySet,
-    (file, text): (&str, &str),
-    schema: &Schema,
-    compiled_in: bool,
-) -> Result<(), PolicyError> {
-    let syntax = |why: String| PolicyError::Syntax {
-        file: file.to_owned(),
-        why,
-    };
-    let parsed = PolicySet::from_str(text).map_err(|error| syntax(error.to_string()))?;
-    if parsed.templates().next().is_some() {
-        return Err(PolicyError::Template {
-            file: file.to_owned(),
-        });
-    }
-    if parsed.policies().next().is_none() {
-        return Err(PolicyError::Size(format!(
-            "{file} has no policy: write one, or remove the file"
-        )));
-    }
-    for policy in parsed.policies() {
-        let bad_id = |why: String| PolicyError::Id {
-            file: file.to_owned(),
-            why,
-        };
-        let id = policy
-            .annotation("id")
-            .ok_or_else(|| bad_id("a policy has no id".to_owned()))?;
-        if id.is_empty() || (id.starts_with("safety:") && !compiled_in) {
-            return Err(bad_id(format!("a policy has the id {id:?}")));
-        }
-        let policy: Policy = policy.new_id(PolicyId::new(id));
-        validate(file, id, &policy, schema)?;
-        set.add(policy).map_err(|error| bad_id(error.to_string()))?;
-    }
-    Ok(())
-}
-
-fn validate(file: &str, id: &str, policy: &Policy, schema: &Schema) -> Result<(), PolicyError> {
-    let wrong = |why: String| PolicyError::Schema {
-        file: file.to_owned(),
-        policy: id.to_owned(),
-        why,
-    };
-    let one =
-        PolicySet::from_policies([policy.clone()]).map_err(|error| wrong(error.to_string()))?;
-    let result = Validator::new(schema.clone()).validate(&one, ValidationMode::Strict);
-    let errors: Vec<_> = result
-        .validation_errors()
-        .map(ToString::to_string)
-        .collect();
-    if errors.is_empty() {
-        Ok(())
-    } else {
-        Err(wrong(errors.join("; ")))
-    }
 }
 
 fn context(situation: &Situation<'_>) -> Result<Context, String> {

@@ -102,9 +102,19 @@ fn what_is_wrong_is_told_with_its_file() {
             "unexpected end of input",
         ),
         (
+            syntax,
+            format!("// Ours.\n@id(\"ours\") permit {rest}\nwhen {{ true ;\n"),
+            "line 3: unexpected token `;`",
+        ),
+        (
             schema,
             format!(r#"@id("ours") permit {rest} when {{ context.load > 90 }};"#),
             "`load`",
+        ),
+        (
+            schema,
+            format!("\n\n@id(\"ours\") permit {rest}\nwhen {{ context.lode > 90 }};"),
+            "line 4: ",
         ),
         (
             schema,

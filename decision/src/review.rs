@@ -286,7 +286,7 @@ pub fn tell(facts: &Facts) -> Vec<Told> {
         }),
         told("vouched", vouched.as_ref(), |vouched| match vouched {
             None => "nobody vouches".to_owned(),
-            Some(vouch) => format!("by {vouch:?}"),
+            Some(vouch) => format!("by {}", vouch.words()),
         }),
         told("links", links.as_ref(), |links| {
             format!("{}: context only, never a justification", links.len())

@@ -257,7 +257,10 @@ fn good_standing(ground: &Ground<'_>) -> (bool, String) {
         as_of,
     }) = ground.facts.vouched
     {
-        return (true, format!("vouched for ({vouch:?}), as of {as_of}"));
+        return (
+            true,
+            format!("vouched for by {}, as of {as_of}", vouch.words()),
+        );
     }
     let Some(Known {
         value: payments, ..
@@ -313,9 +316,13 @@ fn unknown_standing(ground: &Ground<'_>) -> (bool, String) {
     let mut unknown = doubtful(ground.facts, ground.at, ground.facts_fresh);
     if let Some(inventory) = &ground.facts.droplets {
         let foreign = |droplet: &&DropletId| !inventory.value.contains_key(*droplet);
-        unknown.extend(ground.targets.iter().filter(foreign).map(|droplet| {
-            format!("droplet {droplet} shows evidence, but is not in the account's inventory")
-        }));
+        unknown.extend(
+            ground
+                .targets
+                .iter()
+                .filter(foreign)
+                .map(|droplet| format!("droplet {droplet} is not in the account's inventory")),
+        );
         let strangers = ground.episode.into_iter().flat_map(Episode::strangers);
         let strangers = strangers.filter(|droplet| !ground.targets.contains(droplet));
         unknown.extend(strangers.filter(foreign).map(|droplet| {

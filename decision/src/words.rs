@@ -1,4 +1,6 @@
-//! What happened, in a sentence for people. The event itself, as JSON, is the record. Pure.
+//! What happened, in a sentence for people; and what others wrote, made harmless to show. Pure.
+//!
+//! The event itself, as JSON, is the record.
 
 use crate::{
     action::{Key, Recipient, State},
@@ -21,6 +23,49 @@ fn action(key: &Key) -> String {
     } else {
         format!("the {step} is to be done")
     }
+}
+
+/// Whether a character would do something to a terminal, or to how its neighbours are read, instead of being seen: control characters,
+/// the bidirectional formatting of UAX #9, invisible ones of the general categories Cf, Zl and Zp, and blanks that look like none.
+/// The joiners U+200C and U+200D stay: Persian and emoji are written with them.
+fn is_unseen(c: char) -> bool {
+    c.is_control()
+        || matches!(
+            c,
+            '\u{ad}'
+                | '\u{61c}'
+                | '\u{115f}'
+                | '\u{1160}'
+                | '\u{180e}'
+                | '\u{200b}'
+                | '\u{200e}'
+                | '\u{200f}'
+                | '\u{2028}'..='\u{202e}'
+                | '\u{2060}'..='\u{206f}'
+                | '\u{2800}'
+                | '\u{3164}'
+                | '\u{feff}'
+                | '\u{ffa0}'
+                | '\u{fff9}'..='\u{fffb}'
+                | '\u{e0000}'..='\u{e007f}'
+        )
+}
+
+/// What others wrote, with its lines, for a terminal: characters that are not seen are replaced.
+#[must_use]
+pub fn plain(text: &str) -> String {
+    let seen = |c| match c {
+        '\n' => c,
+        _ if is_unseen(c) => char::REPLACEMENT_CHARACTER,
+        _ => c,
+    };
+    text.chars().map(seen).collect()
+}
+
+/// As [`plain`], on one line.
+#[must_use]
+pub fn plain_line(text: &str) -> String {
+    plain(text).replace('\n', " ")
 }
 
 /// An event in words.

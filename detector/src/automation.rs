@@ -117,10 +117,6 @@ fn horizon(under_review: &HashMap<AccountId, Time>) -> Option<(&AccountId, Time)
     all.min_by_key(|(held, since)| (*since, *held))
 }
 
-fn account_of(text: Option<String>) -> Result<Option<AccountId>, Status> {
-    text.map(account_id).transpose()
-}
-
 #[tonic::async_trait]
 impl Automation for AutomationService {
     type ReadAuditStream = ReceiverStream<Result<v1::AuditEntry, Status>>;
@@ -170,7 +166,7 @@ impl Automation for AutomationService {
     ) -> Result<Response<Self::ReadAuditStream>, Status> {
         let caller = self.gate.caller(request.metadata())?;
         let v1::ReadAuditRequest { account, mut after } = request.into_inner();
-        let account = account_of(account)?;
+        let account = account.map(account_id).transpose()?;
         let reader = reader(&caller);
         let (service, (out, answers)) = (self.clone(), mpsc::channel(QUEUE));
         tokio::spawn(async move {
@@ -208,7 +204,7 @@ impl Automation for AutomationService {
         request: Request<v1::ReadDecisionsRequest>,
     ) -> Result<Response<Self::ReadDecisionsStream>, Status> {
         let reader = reader(&self.gate.caller(request.metadata())?);
-        let account = account_of(request.into_inner().account)?;
+        let account = self.known(request.into_inner().account).await?;
         let (service, (out, answers)) = (self.clone(), mpsc::channel(QUEUE));
         tokio::spawn(async move {
             let mut after = None;
@@ -256,6 +252,20 @@ impl Automation for AutomationService {
 }
 
 impl AutomationService {
+    /// The account that is asked for, if one is: of one that there is no record of nothing can be read.
+    async fn known(&self, text: Option<String>) -> Result<Option<AccountId>, Status> {
+        let Some(account) = text.map(account_id).transpose()? else {
+            return Ok(None);
+        };
+        let held = self.desk.ledger.dossier(account.clone()).await;
+        match held.map_err(|error| failed(&error))? {
+            Some(_) => Ok(Some(account)),
+            None => Err(Status::not_found(format!(
+                "there is no record of an account {account}: check its id"
+            ))),
+        }
+    }
+
     /// The next decisions, and from when on those of an account are kept from `reader`: they rest on what a review brought.
     async fn decisions(
         &self,

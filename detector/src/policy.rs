@@ -2,7 +2,7 @@
 //!
 //! The directory is read at the start (an error there ends the start) and looked at again every few seconds. What was changed is
 //! taken only if two looks in a row found the same, so that no file is taken half written, and if all of it holds; a bad policy never
-//! replaces a good one. `settings.toml` is read at the start alone.
+//! replaces a good one. `settings.toml` is read at the start alone; that it was changed since is said once.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use davy_decision::{
     policy::{DEFAULT, Policies, PolicyError},
+    reach,
     settings::Settings,
 };
 
@@ -98,6 +99,10 @@ pub fn read_settings(dir: &Path, held: Settings) -> Result<Settings, PolicyDirEr
     Settings::of_toml(&text).map_err(|why| PolicyDirError::Settings { path, why })
 }
 
+fn settings_text(dir: &Path) -> Option<String> {
+    std::fs::read_to_string(dir.join(SETTINGS_FILE)).ok()
+}
+
 /// The policies in force, and where they come from.
 #[derive(Debug)]
 pub struct Held {
@@ -105,6 +110,18 @@ pub struct Held {
     now: RwLock<(Arc<Policies>, Files)>,
     /// What the last look found, if it was not what is in force.
     found: Mutex<Option<Files>>,
+    /// The settings' text as last looked at.
+    settings: Mutex<Option<String>>,
+}
+
+/// What is odd about policies that hold, a sentence each: permits that nothing reaches, and those that may not be meant.
+#[must_use]
+pub fn warnings(policies: &Policies) -> Vec<String> {
+    let unreached = reach::unreached(policies).into_iter();
+    let unreached = unreached.map(|id| format!("nothing reaches the permit {id}"));
+    let concerns = reach::concerns(policies).into_iter();
+    let concerns = concerns.map(|reach::Concern { id, what }| format!("{id} {what}"));
+    unreached.chain(concerns).collect()
 }
 
 impl Held {
@@ -121,8 +138,10 @@ impl Held {
             path: dir.clone().unwrap_or_default(),
             why,
         })?;
+        let settings = dir.as_deref().and_then(settings_text);
         Ok(Self {
             dir,
+            settings: Mutex::new(settings),
             now: RwLock::new((Arc::new(policies), files)),
             found: Mutex::default(),
         })
@@ -167,6 +186,19 @@ impl Held {
         Ok(Some((policies, files)))
     }
 
+    /// Whether the settings were changed since they were last looked at.
+    #[must_use]
+    pub fn settings_changed(&self) -> bool {
+        let Some(dir) = &self.dir else {
+            return false;
+        };
+        let text = settings_text(dir);
+        let mut held = self.settings.lock().unwrap_or_else(PoisonError::into_inner);
+        let changed = *held != text;
+        *held = text;
+        changed
+    }
+
     /// Puts changed policies in force.
     pub fn take(&self, (policies, files): (Policies, Files)) {
         *self.now.write().unwrap_or_else(PoisonError::into_inner) = (Arc::new(policies), files);
@@ -205,6 +237,24 @@ mod tests {
         );
         held.take(changed);
         assert_ne!(held.now().digest(), before);
+        assert!(!held.settings_changed());
+        std::fs::write(dir.path().join(SETTINGS_FILE), "hold_ms = 60000").unwrap();
+        assert!(held.settings_changed() && !held.settings_changed());
+    }
+
+    #[test]
+    fn what_ships_has_no_warning_and_what_reaches_customers_sooner_has_one() {
+        assert_eq!(warnings(&Policies::shipped().unwrap()), [""; 0]);
+        let lock = "@id(\"l\") permit (principal, action == Davy::Action::\"lock\", resource) \
+                    when { context.level == \"mining\" };";
+        let files = Files::from([("a.cedar".to_owned(), format!("{DEFAULT}\n{lock}"))]);
+        let warned = warnings(&Policies::new(&files).unwrap());
+        assert!(
+            warned
+                .iter()
+                .any(|warning| warning.starts_with("l permits to lock")),
+            "{warned:?}"
+        );
     }
 
     #[test]

@@ -43,7 +43,9 @@ use crate::safety_service::Safeties;
 use crate::signature::{Secret, SecretError};
 use crate::store::{self, Memory, Store, StoreError};
 use crate::unix_now_ns;
-use crate::upkeep::{count_forever, evict_forever, keep_policies, reload_forever};
+use crate::upkeep::{
+    count_forever, evict_forever, keep_policies, reload_forever, warn_of_policies,
+};
 
 /// How long a connection may be silent before it is asked whether it lives, and how long it may take to answer:
 /// an agent whose host died must not keep its place.
@@ -182,6 +184,16 @@ impl Server {
             clock: system_clock(),
         };
         keep_policies(&desk, &policies).await?;
+        tracing::info!(
+            driver = provider.driver.name(),
+            directory = config.directory.url.as_deref().unwrap_or("none"),
+            policies = policies.now().digest(),
+            "deciding"
+        );
+        if config.policy_dir.is_some() {
+            let policies = Arc::clone(&policies);
+            tokio::spawn(async move { warn_of_policies(&policies).await });
+        }
         let (metrics, live) = (Arc::new(Metrics::new()), Live::default());
         let (stop, stopped) = watch::channel(false);
         let hook_stopped = stopped.clone();

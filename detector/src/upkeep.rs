@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use crate::desk::Desk;
 use crate::evidence::FRESH_NS;
 use crate::metrics::Metrics;
-use crate::policy::Held;
+use crate::policy::{Held, SETTINGS_FILE, warnings};
 use crate::server::stopping;
 use crate::store::{Evicted, Store, StoreError};
 use crate::unix_now_ns;
@@ -30,8 +30,23 @@ pub async fn keep_policies(desk: &Desk, policies: &Held) -> Result<(), StoreErro
     desk.ledger.keep_policies(digest, policies.files()).await
 }
 
+/// Warns of what is odd about the policies in force.
+pub async fn warn_of_policies(policies: &Held) {
+    let now = policies.now();
+    // Thousands of situations are drawn.
+    let warnings = tokio::task::spawn_blocking(move || warnings(&now)).await;
+    for warning in warnings.unwrap_or_default() {
+        tracing::warn!("policy: {warning}");
+    }
+}
+
 /// Takes changed policies, their text kept first: under what is not kept nothing is decided.
 async fn reload(desk: &Desk, policies: &Held, metrics: &Metrics) {
+    if policies.settings_changed() {
+        tracing::warn!(
+            "{SETTINGS_FILE} was changed; the settings of the start stay in force: restart the detector to take it"
+        );
+    }
     let changed = match policies.changed() {
         Ok(None) => return,
         Ok(Some(changed)) => changed,
@@ -49,6 +64,7 @@ async fn reload(desk: &Desk, policies: &Held, metrics: &Metrics) {
     }
     policies.take(changed);
     tracing::info!(digest, "changed policies are in force");
+    warn_of_policies(policies).await;
 }
 
 /// Calls `work` every `interval` until the server stops.

@@ -4,7 +4,9 @@
 //! {"key": "ticket-77/3", "account": "acct-1", "channel": "ticket", "text": "That is our build farm."}
 //! ```
 //!
-//! Answers `{"new": true, "case": "acct-1/1"}`. The same key again changes nothing, so a request that was overheard and sent again
+//! Answers `{"new": true, "case": "acct-1/1"}`. Whoever signed it is believed to bring a customer's word: only a body without its key or
+//! account is refused. A text that is missing or `null` counts as empty, one that is no string is taken as the JSON it is, and further
+//! fields are named in the answer as `ignored`. The same key again changes nothing, so a request that was overheard and sent again
 //! within the five minutes that its signature holds does no harm.
 
 use axum::body::Bytes;
@@ -14,6 +16,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use axum::{Json, Router};
 use serde::Deserialize;
+use serde_json::{Map, Value};
 
 use super::intake::{HearError, Heard, Intake};
 use crate::desk::Clock;
@@ -30,13 +33,24 @@ struct Hook {
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
 struct Message {
     key: String,
     account: String,
     #[serde(default)]
-    channel: String,
-    text: String,
+    channel: Value,
+    #[serde(default)]
+    text: Value,
+    #[serde(flatten)]
+    further: Map<String, Value>,
+}
+
+/// What stands there, as text.
+fn words(value: Value) -> String {
+    match value {
+        Value::Null => String::new(),
+        Value::String(text) => text,
+        other => other.to_string(),
+    }
 }
 
 /// The routes of the webhook.
@@ -69,6 +83,7 @@ async fn take(State(hook): State<Hook>, headers: HeaderMap, body: Bytes) -> Resp
         account,
         channel,
         text,
+        further,
     } = match serde_json::from_slice(&body) {
         Ok(message) => message,
         Err(error) => {
@@ -77,9 +92,14 @@ async fn take(State(hook): State<Hook>, headers: HeaderMap, body: Bytes) -> Resp
             return refused(StatusCode::BAD_REQUEST, &why);
         }
     };
+    let (channel, text) = (words(channel), words(text));
     match hook.intake.hear(key, &account, channel, text).await {
         Ok(Heard { is_new, case }) => {
-            Json(serde_json::json!({ "new": is_new, "case": case })).into_response()
+            let mut answer = serde_json::json!({ "new": is_new, "case": case });
+            if !further.is_empty() {
+                answer["ignored"] = further.keys().cloned().collect();
+            }
+            Json(answer).into_response()
         }
         Err(error @ HearError::Bad(_)) => refused(StatusCode::BAD_REQUEST, &error),
         Err(error @ HearError::Unknown(_)) => refused(StatusCode::NOT_FOUND, &error),

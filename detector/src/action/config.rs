@@ -65,8 +65,8 @@ pub enum DriverName {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ActionsConfig {
-    /// Which driver.
-    pub driver: DriverName,
+    /// Which driver; none: dry run.
+    pub driver: Option<DriverName>,
     /// For `power_control`.
     pub power_control: Option<PowerControlConfig>,
     /// For `webhook`.
@@ -118,6 +118,14 @@ pub enum ProviderError {
         key: &'static str,
         /// What is wrong.
         source: BadUrl,
+    },
+    /// A driver is described, and none is chosen.
+    #[error(
+        "there is a section [actions.{section}], but no actions.driver; set it to {section:?}, or to \"dry_run\" while nothing is to be asked of it"
+    )]
+    Unchosen {
+        /// The section.
+        section: &'static str,
     },
     /// The driver's own section is missing.
     #[error(
@@ -195,7 +203,16 @@ impl ActionsConfig {
     /// [`ProviderError`].
     pub fn open(&self) -> Result<Arc<dyn Driver>, ProviderError> {
         let missing = |driver, section| ProviderError::Missing { driver, section };
-        match self.driver {
+        let described = [
+            ("power_control", self.power_control.is_some()),
+            ("webhook", self.webhook.is_some()),
+        ];
+        if self.driver.is_none()
+            && let Some((section, _)) = described.into_iter().find(|(_, is_there)| *is_there)
+        {
+            return Err(ProviderError::Unchosen { section });
+        }
+        match self.driver.unwrap_or_default() {
             DriverName::DryRun => Ok(Arc::new(DryRun::default())),
             DriverName::PowerControl => {
                 let section = "actions.power_control";
@@ -257,6 +274,13 @@ mod tests {
             error.starts_with("actions.power_control.url: \"nowhere\" is not a URL"),
             "{error}"
         );
+        let unchosen = open("[webhook]\nurl = \"http://h:1\"\nsecret_file = \"s\"").unwrap_err();
+        assert!(
+            unchosen.contains("no actions.driver; set it to \"webhook\""),
+            "{unchosen}"
+        );
+        let chosen = "driver = \"dry_run\"\n[webhook]\nurl = \"http://h:1\"\nsecret_file = \"s\"";
+        assert_eq!(open(chosen), Ok("dry run"));
         let slow =
             "driver = \"power_control\"\n[power_control]\nurl = \"http://h:1\"\ntimeout_ms = 60000";
         assert!(open(slow).unwrap_err().contains("must be 10 to 25000"));

@@ -7,6 +7,7 @@ use davy_decision::{
     decide::Plan,
     order::Order,
     time::Time,
+    words::plain,
 };
 use serde::Serialize;
 
@@ -62,7 +63,8 @@ pub fn text(entries: &[Entry]) -> String {
         };
         let account = entry.account.as_ref().map_or("", AccountId::as_str);
         let time = time.trim_end_matches('Z');
-        let mut lines = entry.text.lines();
+        let shown = plain(&entry.text);
+        let mut lines = shown.lines();
         let first = lines.next().unwrap_or_default();
         let _ = writeln!(text, "  {time:<12} {account:<12} {sign} {first}");
         for line in lines {

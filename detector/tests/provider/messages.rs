@@ -142,10 +142,30 @@ async fn a_signed_body_that_is_no_message_is_refused_in_a_sentence() {
         );
     }
     assert!(detector.heard().await.is_empty());
-    // An attachment alone is a message.
-    let body = r#"{"key":"k","account":"acct-1","text":" "}"#;
-    assert_eq!(detector.post_signed(SECRET, now(), body).await.0, 200);
-    assert_eq!(detector.heard().await.len(), 1);
+}
+
+#[tokio::test]
+async fn whatever_a_customer_sends_is_heard() {
+    let detector = Detector::start().await;
+    let empty = "[The message has no text.]";
+    let sent = [
+        (r#""text":" ""#, empty),
+        (r#""channel":"ticket""#, empty),
+        (r#""text":null,"channel":null"#, empty),
+        (
+            r#""text":["log","is attached"]"#,
+            r#"["log","is attached"]"#,
+        ),
+        (r#""text":"Why?","subject":"my droplet""#, "Why?"),
+    ];
+    for (number, (fields, _)) in sent.into_iter().enumerate() {
+        let body = format!(r#"{{"key":"k{number}","account":"acct-1",{fields}}}"#);
+        let (status, said) = detector.post_signed(SECRET, now(), &body).await;
+        assert_eq!(status, 200, "{body}: {said}");
+        let ignored = fields.contains("subject");
+        assert_eq!(said.contains(r#""ignored":["subject"]"#), ignored, "{said}");
+    }
+    assert_eq!(detector.heard().await, sent.map(|(_, heard)| heard));
 }
 
 #[tokio::test]

@@ -142,10 +142,14 @@ impl Evidence {
 #[derive(Clone, Debug)]
 struct Acted {
     at: u64,
+    account: String,
+    verb: String,
     key: String,
     droplets: u64,
     undone: bool,
     arrived: bool,
+    /// Two people ruled the same while it stood.
+    peoples: bool,
 }
 
 /// See the module.
@@ -217,10 +221,26 @@ impl Oracle {
             "outage" | "control_plane" | "clock" | "note" => {}
             other => {
                 let account = self.accounts.get_mut(&name);
-                let taken = account.is_some_and(|account| account.said.takes(now, line));
+                let mut before = None;
+                let taken = account.is_some_and(|account| {
+                    before = account.said.measure();
+                    account.said.takes(now, line)
+                });
                 assert!(taken, "the oracle does not know {other}");
+                let after = self.said(&name).measure();
+                if after != before {
+                    self.ruled(&name, after);
+                }
             }
         }
+    }
+
+    /// What stands as two people ruled is theirs from then on, and no automation's.
+    fn ruled(&mut self, name: &str, measure: Option<u8>) {
+        let all = self.acted.iter_mut();
+        all.filter(|acted| acted.arrived && acted.account == name)
+            .filter(|acted| Some(said::rank(&acted.verb)) == measure)
+            .for_each(|acted| acted.peoples = true);
     }
 
     fn told(&mut self, name: &str, line: &Value) {
@@ -348,7 +368,7 @@ impl Oracle {
             .iter()
             .filter(|acted| now.saturating_sub(acted.at) < HOUR);
         let held: u64 = (self.acted.iter())
-            .filter(|acted| !acted.undone && acted.arrived)
+            .filter(|acted| !acted.undone && acted.arrived && !acted.peoples)
             .map(|acted| acted.droplets)
             .sum();
         hour.count() as u64 >= self.per_hour
@@ -473,10 +493,13 @@ impl Oracle {
         if verb != "notify" {
             self.acted.push(Acted {
                 at: now,
+                account: name.clone(),
+                verb: verb.clone(),
                 key: key.clone(),
                 droplets: targets.len() as u64,
                 undone: false,
                 arrived: false,
+                peoples: false,
             });
         }
         wrong.map(|wrong| format!("{verb} ({key}) at {}: {wrong}", text(&order["released_at"])))

@@ -60,6 +60,11 @@ impl Said {
         self.denied.contains(case)
     }
 
+    /// What two people ruled in the case that is worked on, as [`rank`] has it, while that stands.
+    pub fn measure(&self) -> Option<u8> {
+        (self.decided == Some(Decided::Denied)).then_some(self.ruled)
+    }
+
     /// Whether a case was decided, and is not worked on again since.
     pub fn is_decided(&self, case: &str) -> bool {
         self.case == case && self.decided.is_some()

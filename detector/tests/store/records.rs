@@ -103,20 +103,20 @@ pub(crate) async fn cases_are_listed_in_the_queues_order(place: Place) {
         .await
         .unwrap();
     assert_eq!(listed(true, 10).await, ["c/1", "a/1", "b/2", "b/1"]);
-    // Who was answered waits behind those who were not, and who is decided behind both.
+    // Who was answered waits as before until somebody decides; who is decided waits behind all who are not.
     let by = davy_decision::case::Person("ann".to_owned());
     let answered = events({
         let by = by.clone();
         move |dossier| dossier.answer(&by, "I look at it now.", minute(41))
     });
     make(&memory, "c", Reach::Account, answered).await.unwrap();
-    assert_eq!(listed(true, 10).await, ["a/1", "b/2", "c/1", "b/1"]);
+    assert_eq!(listed(true, 10).await, ["c/1", "a/1", "b/2", "b/1"]);
     let decided = events(move |dossier| {
         let settings = davy_decision::settings::Settings::default();
         dossier.unlock(&by, false, None, [], &settings, minute(42))
     });
     make(&memory, "a", Reach::Account, decided).await.unwrap();
-    assert_eq!(listed(true, 10).await, ["b/2", "c/1", "a/1", "b/1"]);
+    assert_eq!(listed(true, 10).await, ["c/1", "b/2", "a/1", "b/1"]);
     let held = memory.cases(true, 10).await.unwrap();
     assert!(held.is_sorted_by_key(|held| held.case.rank(held.locked)));
     let case = |number| CaseId {
