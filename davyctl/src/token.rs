@@ -2,6 +2,7 @@
 
 use anyhow::{Context, bail};
 use clap::Subcommand;
+use davy_decision::case::{IDENTITY_BYTES_MAX, Person};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
@@ -38,9 +39,10 @@ impl NewToken {
     /// # Errors
     /// If the name is no identity, or the system has no randomness.
     pub fn new(identity: String, service: bool) -> anyhow::Result<Self> {
-        let odd = |c: char| c.is_whitespace() || c.is_control();
-        if identity.is_empty() || identity.len() > 128 || identity.contains(odd) {
-            bail!("{identity:?} is no identity: give 1 to 128 printable characters without spaces");
+        if !Person::is_name(&identity) {
+            bail!(
+                "{identity:?} is no identity: give 1 to {IDENTITY_BYTES_MAX} printable characters without spaces"
+            );
         }
         let mut bytes = [0_u8; 32];
         getrandom::fill(&mut bytes).context("the system gives no random bytes")?;

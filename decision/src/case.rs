@@ -25,15 +25,29 @@ use crate::{
     policy::Step,
     text::{Reason, ReasonError},
     time::{Span, Time},
+    words::plain,
 };
 
-/// Most messages of a case that are kept: beyond, the provider's are refused, and a customer's takes the place of the earliest.
+/// Most messages of a case that are kept: beyond, each takes the place of the earliest.
 pub const MESSAGES_MAX: usize = 1_000;
 
 /// An identity, as the provider knows it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Person(pub String);
+
+/// Longest identity, bytes.
+pub const IDENTITY_BYTES_MAX: usize = 128;
+
+impl Person {
+    /// Whether a text names somebody: 1 to [`IDENTITY_BYTES_MAX`] printable characters without spaces.
+    #[must_use]
+    pub fn is_name(text: &str) -> bool {
+        (1..=IDENTITY_BYTES_MAX).contains(&text.len())
+            && !text.contains(char::is_whitespace)
+            && plain(text) == text
+    }
+}
 
 impl fmt::Display for Person {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -264,12 +278,6 @@ pub enum CaseError {
     /// A denial that does not say what follows.
     #[error("a denial says what is to be done: throttle, power_down or lock")]
     Measure,
-    /// Too much was said.
-    #[error("case {case} has {MESSAGES_MAX} messages: close it, and go on in a new one")]
-    Full {
-        /// Which case.
-        case: String,
-    },
 }
 
 impl Case {
@@ -406,18 +414,10 @@ impl Case {
     }
 
     /// Something is said. What the customer says starts their clock, and brings a decided case back; what a person answers ends it. `locked`: a lock or power-down
-    /// is in effect, against which the customer's words are an appeal.
-    ///
-    /// # Errors
-    /// If too much was said already.
-    pub fn say(&mut self, message: Message, locked: bool) -> Result<(), CaseError> {
+    /// is in effect, against which the customer's words are an appeal. However much was said: the first of [`MESSAGES_MAX`] messages
+    /// makes way.
+    pub fn say(&mut self, message: Message, locked: bool) {
         if self.messages.len() >= MESSAGES_MAX {
-            if !matches!(message.from, Speaker::Customer { .. }) {
-                return Err(CaseError::Full {
-                    case: self.id.to_string(),
-                });
-            }
-            // The customer is always heard.
             self.messages.remove(0);
         }
         match &message.from {
@@ -439,7 +439,6 @@ impl Case {
             Speaker::Automation => {}
         }
         self.messages.push(message);
-        Ok(())
     }
 
     /// Denials that were given count for nothing any more; that somebody would unlock does.

@@ -131,6 +131,7 @@ impl Settings {
             episode_quiet_ms, Greater, "evidence adds up over longer pauses";
             first_answer_ms, Greater, "customers wait longer before somebody is paged";
             plan_fresh_ms, Greater, "older plans are carried out";
+            delivery_ms, Greater, "an order may be carried out longer after its last look at the safeties";
             run_rate_times, Less, "good standing is lost at a lower run rate";
             budget_per_hour, Greater, "automation may act more often";
             budget_fleet_per_mille, Greater, "automation may act on more of the fleet at one time";

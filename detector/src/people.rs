@@ -10,14 +10,15 @@
 //! A token comes as metadata `authorization: Bearer TOKEN`. The configuration has only its hash: who reads it cannot sign in with it.
 //! All hashes are compared, each in constant time. Without any token configured nobody is let in: there is no default.
 
-use davy_decision::{audit::Actor, case::Person};
+use davy_decision::{
+    audit::Actor,
+    case::{IDENTITY_BYTES_MAX, Person},
+};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
 use tonic::{Status, metadata::MetadataMap};
 
-/// Longest identity, bytes.
-const IDENTITY_BYTES_MAX: usize = 128;
 /// Most tokens.
 const TOKENS_MAX: usize = 10_000;
 
@@ -77,6 +78,17 @@ pub enum TokenError {
     Both {
         /// Who.
         identity: String,
+    },
+    /// Names that readers take for one.
+    #[error(
+        "tokens: {identity} and {other} differ only in case, so that nobody could tell two people from one; write them the same, or \
+         apart"
+    )]
+    Alike {
+        /// The one.
+        identity: String,
+        /// The other.
+        other: String,
     },
     /// Too many.
     #[error("tokens: {count} are configured, at most {TOKENS_MAX} are taken")]
@@ -141,9 +153,7 @@ impl Gate {
         let mut gate = Self::default();
         for token in tokens {
             let (identity, kind) = (token.identity.clone(), token.kind);
-            let odd = |c: char| c.is_whitespace() || c.is_control();
-            if identity.is_empty() || identity.len() > IDENTITY_BYTES_MAX || identity.contains(odd)
-            {
+            if !Person::is_name(&identity) {
                 return Err(TokenError::Identity { identity });
             }
             let Some(hash) = hash_of_hex(&token.sha256) else {
@@ -153,6 +163,9 @@ impl Gate {
                 let other = held.caller.identity.clone();
                 if held.hash == hash {
                     return Err(TokenError::Shared { identity, other });
+                }
+                if other != identity && other.to_lowercase() == identity.to_lowercase() {
+                    return Err(TokenError::Alike { identity, other });
                 }
                 if other == identity && held.caller.kind != kind {
                     return Err(TokenError::Both { identity });
@@ -290,6 +303,8 @@ mod tests {
             (stanza("bob", Kind::Person, "a"), "same token"),
             (stanza("ann", Kind::Service, "b"), "both a person"),
             (stanza("a b", Kind::Person, "b"), "no identity"),
+            (stanza("bob\u{202e}", Kind::Person, "b"), "no identity"),
+            (stanza("Ann", Kind::Person, "b"), "differ only in case"),
             (
                 TokenConfig {
                     sha256: "a".to_owned(),

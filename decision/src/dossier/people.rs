@@ -101,7 +101,7 @@ impl Dossier {
                 text: text.into_owned(),
             },
             locked,
-        )?;
+        );
         next.message_keys.push(key.to_owned());
         if next.message_keys.len() > MESSAGE_KEYS_MAX {
             next.message_keys.remove(0);
@@ -183,7 +183,7 @@ impl Dossier {
                 text: text.to_owned(),
             },
             locked,
-        )?;
+        );
         let case = case.id.clone();
         let text = statement::of_answer(text, &self.seen(), &case);
         let mut events = vec![Event::Answered {

@@ -88,6 +88,16 @@ impl From<BadRecord> for Fault {
 impl Fault {
     fn during(self, what: &'static str) -> StoreError {
         let why = match self {
+            Self::Sql(error) if error.code() == Some(&SqlState::DISK_FULL) => format!(
+                "{}; nothing of it was kept: make room on the server's disk, and try again",
+                words(&error)
+            ),
+            Self::Sql(error) if error.code() == Some(&SqlState::READ_ONLY_SQL_TRANSACTION) => {
+                format!(
+                    "{}; nothing of it was kept: give the server that takes writes, not a standby",
+                    words(&error)
+                )
+            }
             Self::Sql(error) => words(&error),
             Self::Unreachable(error) => format!(
                 "the database's server cannot be reached ({}): is it running, and may this user connect?",

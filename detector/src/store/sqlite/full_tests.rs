@@ -60,6 +60,7 @@ async fn a_full_disk_is_told_to_whom_it_concerns_and_nothing_is_lost() {
     grow_to(&store, Some(3)).await;
     let error = make(&store, "a", 1 << 20).await.unwrap_err();
     assert!(error.to_string().contains("full"), "{error}");
+    assert!(error.to_string().contains("make room"), "{error}");
     assert_eq!(letters(&store, "a").await, 1);
     // Many in one transaction, the large among the small: each is told what became of its own. Policies are what undoes all of
     // it: one statement, of which SQLite keeps no way back.

@@ -224,7 +224,7 @@ fn write_all(mut connection: Connection, mut queue: mpsc::Receiver<Operation>, m
         }
         let committed = committed.map_err(|error| StoreError::Failed {
             what: "committing to the database",
-            why: error.to_string(),
+            why: write::advised(&error),
         });
         for answer in answers {
             answer(committed.clone());

@@ -41,7 +41,7 @@ impl Fault {
         match self {
             Self::Sql(error) => StoreError::Failed {
                 what,
-                why: error.to_string(),
+                why: advised(&error),
             },
             Self::Store(error) => error,
             Self::Record(error) => StoreError::Failed {
@@ -49,6 +49,22 @@ impl Fault {
                 why: error.to_string(),
             },
         }
+    }
+}
+
+/// SQLite's words, and what to do where that is known.
+pub(super) fn advised(error: &rusqlite::Error) -> String {
+    use rusqlite::ErrorCode::{DiskFull, ReadOnly};
+    match error.sqlite_error_code() {
+        Some(DiskFull) => {
+            format!("{error}; nothing of it was kept: make room on the disk, and try again")
+        }
+        Some(ReadOnly) => {
+            format!(
+                "{error}; nothing of it was kept: let the detector write the file and its directory, and try again"
+            )
+        }
+        _ => error.to_string(),
     }
 }
 
