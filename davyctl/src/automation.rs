@@ -311,10 +311,10 @@ pub async fn safety(
     }
     let in_force = (answer.safeties.iter())
         .filter(|safety| safety.in_force)
-        .map(|safety| words::plain_line(&safety.name).into());
+        .map(|safety| words::plain_line(&safety.name));
     let ruling = Some(&answer.beyond_ruling).filter(|why| !why.is_empty());
     let in_force: Vec<String> = in_force
-        .chain(ruling.map(|why| words::plain_line(why).into()))
+        .chain(ruling.map(|why| words::plain_line(why)))
         .collect();
     let mut text = if answer.allowed {
         format!(
