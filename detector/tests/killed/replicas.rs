@@ -1,14 +1,29 @@
 //! Two detectors on one PostgreSQL: one is killed, and the other, which has lived all the time, goes on.
 
 use crate::cases::every;
-use crate::program::until;
+use crate::program::{Program, until};
 use crate::taking::{lies_dead, was_asked_about};
 use crate::world::*;
+
+/// Stops it between two transactions: what it held would be held until it goes on, or the server ends its session.
+async fn rests(world: &World, program: &Program) {
+    let begun = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid() \
+                 AND xact_start IS NOT NULL";
+    until("it holds no transaction", || async {
+        program.pause().await;
+        let held = world.place.sql(begun).unwrap();
+        if held.trim() != "0" {
+            program.resume().await;
+        }
+        held.trim() == "0"
+    })
+    .await;
+}
 
 /// The other one rests (SIGSTOP) until the first is dead, so that it is the first that dies on the way.
 async fn takes_over(world: World, point: &'static str) {
     let mut other = world.counted(None).await;
-    other.pause().await;
+    rests(&world, &other).await;
     world.dies_on_throttle(point).await;
     lies_dead(&world, point, THROTTLE).await;
     other.resume().await;
