@@ -28,11 +28,19 @@ fn given<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
     Option::deserialize(deserializer).map(Some)
 }
 
+/// A field that may be absent (unchanged) and is never `null`.
+fn some<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<T>, D::Error> {
+    T::deserialize(deserializer).map(Some)
+}
+
 /// Facts as a scenario gives them. At an account's first event what is absent is known and none; later it is unchanged.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct GivenFacts {
     /// When the account was made.
+    #[serde(deserialize_with = "some")]
     pub created_at: Option<Time>,
     /// The first payment.
     #[serde(deserialize_with = "given")]
@@ -41,8 +49,10 @@ pub struct GivenFacts {
     #[serde(deserialize_with = "given")]
     pub first_droplet_at: Option<Option<Time>>,
     /// What was paid.
+    #[serde(deserialize_with = "some")]
     pub payments: Option<Payments>,
     /// For a month as it runs now.
+    #[serde(deserialize_with = "some")]
     pub run_rate: Option<Cents>,
     /// Credit.
     #[serde(deserialize_with = "given")]
@@ -51,14 +61,18 @@ pub struct GivenFacts {
     #[serde(deserialize_with = "given")]
     pub vouched: Option<Option<Vouch>>,
     /// The provider's flag.
+    #[serde(deserialize_with = "some")]
     pub high_cpu_allowed: Option<bool>,
     /// Links.
+    #[serde(deserialize_with = "some")]
     pub links: Option<Vec<Link>>,
     /// The whole inventory.
+    #[serde(deserialize_with = "some")]
     pub droplets: Option<BTreeMap<DropletId, Droplet>>,
     /// Facts that the directory does not know from now on, by name.
     pub unknown: Vec<String>,
     /// The directory answers with facts of this time, whenever it is asked; absent: of the time it is asked.
+    #[serde(deserialize_with = "some")]
     pub as_of: Option<Time>,
 }
 

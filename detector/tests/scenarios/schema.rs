@@ -107,6 +107,32 @@ fn the_schema_has_the_codes_fields() {
 }
 
 #[test]
+fn the_schema_has_the_codes_settings() {
+    let settings = serde_json::to_value(davy_decision::settings::Settings::default()).unwrap();
+    let change = &schema()["$defs"]["event_settings"]["properties"]["change"]["properties"];
+    let names =
+        |value: &Value| -> BTreeSet<_> { value.as_object().unwrap().keys().cloned().collect() };
+    assert_eq!(names(change), names(&settings));
+}
+
+#[test]
+fn a_fact_that_is_never_none_is_not_null() {
+    for (fact, takes) in [
+        ("vouched", true),
+        ("created_at", false),
+        ("run_rate", false),
+    ] {
+        let line =
+            json!({"at": "2026-03-02T08:00:00Z", "event": "account", "account": "a", fact: null});
+        assert_eq!(
+            serde_json::from_value::<Timed>(line).is_ok(),
+            takes,
+            "{fact}"
+        );
+    }
+}
+
+#[test]
 fn every_event_is_taken_with_all_its_fields_and_without_any_that_may_be_left_out() {
     let schema = schema();
     for (name, properties, required) in events(&schema) {
