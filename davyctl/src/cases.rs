@@ -19,8 +19,8 @@ const TEXT_BYTES_MAX: u64 = 128 << 10;
 pub enum CasesCommand {
     /// The queue: locked or turned off first, then who waits longest, then the oldest.
     ///
-    /// CUSTOMER says since when the customer waits for a person, and until when a first answer is due. OPINIONS are those that count:
-    /// a denial takes two people, and so does each review of an appealed lock.
+    /// CUSTOMER says since when the customer waits for a person, and until when a first answer is due; or, once they have one, for how
+    /// long nobody has decided. OPINIONS are those that count: a denial takes two people, and so does each review of an appealed lock.
     List {
         /// Closed ones, too
         #[arg(long)]

@@ -93,7 +93,7 @@ fn age(ground: &Ground<'_>) -> Comparison {
             format!("the episode began {} after that", episode.since - since)
         }
         (_, Some(episode)) => format!("the episode began on {}", episode.since),
-        (_, None) => "the episode has ended".to_owned(),
+        (_, None) => "no episode lasts".to_owned(),
     };
     Comparison {
         what: "account".to_owned(),

@@ -402,10 +402,13 @@ fn open_conversation(ground: &Ground<'_>) -> (bool, String) {
         Some(Conversation { since }) => (
             true,
             format!(
-                "the customer wrote on {since} and waits for a person ({})",
+                "the customer wrote on {since}, and no person has decided since ({})",
                 ground.at - *since
             ),
         ),
-        None => (false, "the customer waits for nobody".to_owned()),
+        None => (
+            false,
+            "no word of the customer's waits for a decision".to_owned(),
+        ),
     }
 }

@@ -323,6 +323,7 @@ fn message(held: &Message) -> v1::MessageShown {
     v1::MessageShown {
         at_unix_ms: at.unix_ms(),
         from: match from {
+            Speaker::Customer { channel } if channel.is_empty() => "customer".to_owned(),
             Speaker::Customer { channel } => format!("customer ({channel})"),
             Speaker::Person { person } => person.to_string(),
             Speaker::Automation => "davy".to_owned(),
